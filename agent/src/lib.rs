@@ -1,0 +1,93 @@
+//! The agent: captures a machine's disks and sends changesets to the process server.
+//!
+//! Rooms: `config` reads the file; `engine` is the thread that drives the source and decides when to cut; `seal` turns
+//! folds into changesets; `outbox` holds them until the process server has them durably; `deliver` talks to it.
+//!
+//! Memory: open epoch, the epoch being sealed and the outbox together stay inside `epoch_memory_bytes`. When it is full the
+//! engine stops consuming; the ring fills; writes turn into dirty bits. The application never waits.
+//!
+//! Crash: nothing is persistent here. An agent that starts again asks the process server for the last epoch it holds and
+//! reads its disks again.
+
+mod config;
+mod deliver;
+mod engine;
+mod outbox;
+mod report;
+mod seal;
+mod source;
+
+pub use config::{
+    AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, SourceChoice, VolumeConfig,
+};
+pub use source::probe;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use changeset::GroupKey;
+use control::AgentReport;
+use wire::Credentials;
+
+use crate::engine::Engine;
+use crate::outbox::Outbox;
+use crate::report::Reports;
+
+/// A running agent. Dropping it detaches the capture.
+pub struct Agent {
+    stop: Arc<AtomicBool>,
+    reports: Arc<Reports>,
+    threads: Vec<JoinHandle<()>>,
+    delivery: tokio::task::JoinHandle<()>,
+}
+
+impl Agent {
+    /// Starts capture and delivery. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// When the configuration names what cannot be used: a disk, a key, credentials.
+    pub fn start(config: AgentConfig) -> anyhow::Result<Agent> {
+        let credentials =
+            Credentials::load(&config.agent.credentials).context("load the agent's credentials")?;
+        let key = GroupKey::load(&config.agent.group_key).context("load the group's key")?;
+        let (source, notes) = source::open(&config)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let outbox = Arc::new(Outbox::new());
+        let reports = Arc::new(Reports::new(&config, notes));
+        let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
+        let engine = Engine::new(&config, source, sealer, outbox.clone(), reports.clone(), stop.clone());
+        let engine = std::thread::Builder::new()
+            .name("capture".into())
+            .spawn(move || engine.run())
+            .context("start the capture thread")?;
+        let delivery = tokio::spawn(deliver::run(config, credentials, outbox, reports.clone()));
+        Ok(Agent { stop, reports, threads: vec![engine, seal_thread], delivery })
+    }
+
+    /// What the agent says of itself, at most a second old.
+    pub fn report(&self) -> AgentReport {
+        self.reports.latest()
+    }
+
+    /// Stops capture and delivery. What was not delivered is read again from the disks at the next start.
+    pub fn shutdown(mut self) {
+        self.stop_all();
+    }
+
+    fn stop_all(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.delivery.abort();
+        for thread in self.threads.drain(..) {
+            // A panicked thread has already reported itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}

@@ -1,0 +1,187 @@
+//! What the agent says of itself: for status, and for the process server, which keeps the last one.
+
+use block::{ByteCount, UnixNanos, VolumeId};
+use capture::{Mode, Source};
+use control::{AgentReport, CaptureMode, StateCode, VolumeReport, VolumeSummary};
+use parking_lot::Mutex;
+use telemetry::Meter;
+use wire::{RefusalCode, WireError};
+
+use crate::config::AgentConfig;
+use crate::outbox::{Mismatch, Outbox};
+
+struct State {
+    report: AgentReport,
+    churn: Meter,
+    sent: Meter,
+    /// What is wrong with capture; it does not mend itself.
+    failure: Option<String>,
+    /// What is wrong with the way to the process server.
+    link: Option<(StateCode, String)>,
+}
+
+/// Shared between the engine and delivery.
+pub(crate) struct Reports {
+    state: Mutex<State>,
+    devices: Vec<(VolumeId, String, String)>,
+    notes: Vec<String>,
+    memory: ByteCount,
+}
+
+impl Reports {
+    pub(crate) fn new(config: &AgentConfig, notes: Vec<String>) -> Reports {
+        for note in &notes {
+            tracing::info!(capture = note, "capture chosen");
+        }
+        let devices = config
+            .volume
+            .iter()
+            .map(|volume| {
+                (config.volume_id(volume), volume.name.clone(), volume.device.display().to_string())
+            })
+            .collect();
+        let state = State {
+            report: AgentReport {
+                state: StateCode::Starting,
+                version: env!("CARGO_PKG_VERSION").into(),
+                ..AgentReport::default()
+            },
+            churn: Meter::new(),
+            sent: Meter::new(),
+            failure: None,
+            link: None,
+        };
+        Reports { state: Mutex::new(state), devices, notes, memory: config.agent.epoch_memory_bytes }
+    }
+
+    pub(crate) fn latest(&self) -> AgentReport {
+        self.state.lock().report.clone()
+    }
+
+    /// Capture or sealing has ended for good.
+    pub(crate) fn fail(&self, reason: String) {
+        let mut state = self.state.lock();
+        state.report.state = StateCode::CaptureFailed;
+        state.report.last_error = Some(reason.clone());
+        state.failure = Some(reason);
+    }
+
+    /// The way to the process server works.
+    pub(crate) fn connected(&self) {
+        self.state.lock().link = None;
+    }
+
+    /// The way to the process server does not work.
+    pub(crate) fn disconnected(&self, error: &WireError) {
+        self.state.lock().link = Some((state_of(error), error.to_string()));
+    }
+
+    /// The two sides do not belong together.
+    pub(crate) fn mismatched(&self, mismatch: &Mismatch) {
+        let code = match mismatch {
+            Mismatch::Ahead { .. } => StateCode::Superseded,
+            Mismatch::Behind { .. } => StateCode::Gap,
+        };
+        self.state.lock().link = Some((code, mismatch.to_string()));
+    }
+
+    pub(crate) fn sent(&self, bytes: ByteCount) {
+        self.state.lock().sent.add(bytes.0);
+    }
+
+    /// Renews the report from the source and the outbox.
+    pub(crate) fn update(&self, source: &dyn Source, outbox: &Outbox, memory_used: ByteCount) {
+        let status = source.status();
+        let progress = outbox.progress();
+        let mut state = self.state.lock();
+        state.churn.add(status.written.0.saturating_sub(state.churn.total()));
+        let bitmap = status.volumes.iter().any(|volume| volume.mode == Mode::Bitmap);
+        let behind = status.volumes.iter().any(|volume| volume.dirty > ByteCount::ZERO)
+            || status.draining > ByteCount::ZERO;
+        let code = match &state.link {
+            _ if state.failure.is_some() => StateCode::CaptureFailed,
+            Some((code, _)) => *code,
+            None if !progress.had_point => StateCode::InitialCopy,
+            None if behind && status.losses > 0 => StateCode::Resync,
+            None if behind && !bitmap => StateCode::CatchingUp,
+            None if bitmap => StateCode::CaptureLimited,
+            None => StateCode::Replicating,
+        };
+        let link_error = state.link.as_ref().map(|(_, reason)| reason.clone());
+        let last_error = state
+            .failure
+            .clone()
+            .or(link_error)
+            .or(status.last_error)
+            .or_else(|| (code == StateCode::CaptureLimited).then(|| self.notes.join("; ")));
+        let mut volumes: Vec<VolumeReport> = status
+            .volumes
+            .iter()
+            .zip(&self.devices)
+            .map(|(volume, (id, name, device))| VolumeReport {
+                volume: VolumeSummary { id: *id, name: name.clone(), size: volume.size },
+                device: device.clone(),
+                mode: match volume.mode {
+                    Mode::Data => CaptureMode::Data,
+                    Mode::Bitmap => CaptureMode::Bitmap,
+                    Mode::Scan => CaptureMode::Scan,
+                },
+                dirty_bytes: volume.dirty,
+                draining_bytes: ByteCount::ZERO,
+                drained_total: ByteCount::ZERO,
+            })
+            .collect();
+        if let Some(first) = volumes.first_mut() {
+            // Drains are counted for the group; the first volume carries them.
+            first.draining_bytes = status.draining;
+            first.drained_total = status.drained;
+        }
+        state.report = AgentReport {
+            time: UnixNanos::now(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            captured: progress.numbered.next(),
+            sealed: progress.sealed,
+            cached: progress.held.held,
+            applied: progress.held.applied,
+            sealed_cut_time: progress.sealed_cut_time,
+            volumes,
+            churn_bytes_per_s: state.churn.per_second(),
+            sent_bytes_per_s: state.sent.per_second(),
+            written_bytes_total: status.written,
+            sent_bytes_total: ByteCount(state.sent.total()),
+            ring_used: status.ring_used,
+            ring_bytes: status.ring,
+            missed_writes_total: status.missed,
+            overflow_total: status.missed_ring,
+            epoch_memory_used: memory_used,
+            epoch_memory_limit: self.memory,
+            unsent_bytes: progress.bytes,
+            state: code,
+            last_error,
+        };
+    }
+}
+
+/// What an error on the way to the next part means to a person.
+fn state_of(error: &WireError) -> StateCode {
+    match error {
+        WireError::Tls { .. } | WireError::Identity { .. } | WireError::Credentials(_) => {
+            StateCode::Unauthenticated
+        }
+        WireError::Handshake { .. } => StateCode::VersionMismatch,
+        WireError::Refused { code, .. } => match code {
+            RefusalCode::Version => StateCode::VersionMismatch,
+            RefusalCode::Unauthorised | RefusalCode::WrongGroup | RefusalCode::UnknownGroup => {
+                StateCode::Unauthorised
+            }
+            RefusalCode::Generation => StateCode::Fenced,
+            RefusalCode::Replayed | RefusalCode::Gap => StateCode::Gap,
+            RefusalCode::Corrupt => StateCode::Corrupt,
+            RefusalCode::Full => StateCode::CacheFull,
+            RefusalCode::Superseded => StateCode::Superseded,
+            RefusalCode::Failed => StateCode::StoreFailed,
+            _ => StateCode::Unreachable,
+        },
+        _ => StateCode::Unreachable,
+    }
+}

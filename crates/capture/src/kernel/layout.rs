@@ -1,0 +1,130 @@
+//! What bpf/capture.bpf.c shares with user space. Sizes are asserted here and fixed by explicit padding there.
+
+use std::sync::atomic::AtomicU64;
+
+use block::{ByteCount, Extent, Sector};
+
+use crate::tap::{Record, RecordKind, VolumeIndex};
+
+/// Volumes of one group; more are refused.
+pub(super) const VOLUMES_MAX: usize = 64;
+/// CPUs with counters of their own; on a CPU past it writes are missed, never lost.
+pub(super) const CPUS_MAX: usize = 1024;
+
+pub(super) const LOST_PASSTHROUGH: u64 = 1;
+pub(super) const LOST_RANGE: u64 = 2;
+pub(super) const LOST_WALK: u64 = 4;
+pub(super) const LOST_OPERATION: u64 = 8;
+
+/// `struct volume`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct VolumeEntry {
+    pub(super) first_word: u64,
+    pub(super) granules: u64,
+    pub(super) index: u32,
+    pub(super) reserved: u32,
+}
+const _: () = assert!(size_of::<VolumeEntry>() == 24);
+
+/// `struct granule_word`.
+#[repr(C)]
+pub(super) struct GranuleWord {
+    pub(super) dirty: AtomicU64,
+    pub(super) draining: AtomicU64,
+}
+const _: () = assert!(size_of::<GranuleWord>() == 16);
+
+/// `struct control`.
+#[repr(C)]
+pub(super) struct Control {
+    pub(super) phase: AtomicU64,
+    pub(super) data_mode: AtomicU64,
+    pub(super) vmemmap: AtomicU64,
+    pub(super) direct_map: AtomicU64,
+    pub(super) page_struct_shift: AtomicU64,
+    pub(super) page_shift: AtomicU64,
+}
+const _: () = assert!(size_of::<Control>() == 48);
+
+/// `struct counters`, one a CPU.
+#[repr(C)]
+pub(super) struct Counters {
+    pub(super) begun: [AtomicU64; 2],
+    pub(super) ended: [AtomicU64; 2],
+    pub(super) marked: AtomicU64,
+    pub(super) data_writes: AtomicU64,
+    pub(super) data_bytes: AtomicU64,
+    pub(super) zero_writes: AtomicU64,
+    pub(super) missed_dirty: AtomicU64,
+    pub(super) missed_ring: AtomicU64,
+    pub(super) missed_slot: AtomicU64,
+    pub(super) missed_copy: AtomicU64,
+    pub(super) missed_requeue: AtomicU64,
+    pub(super) unseen: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) lost: AtomicU64,
+    pub(super) issue_handled: AtomicU64,
+    pub(super) complete_handled: AtomicU64,
+    pub(super) rescued: AtomicU64,
+    reserved: [u64; 13],
+}
+const _: () = assert!(size_of::<Counters>() == 256);
+
+/// `struct calibration`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Calibration {
+    pub(super) dev: u64,
+    pub(super) sector: u64,
+    pub(super) pfn: u64,
+    pub(super) magic: [u64; 2],
+    pub(super) page: u64,
+    pub(super) page_offset: u64,
+    pub(super) direct_map: u64,
+    pub(super) page_struct_bytes: u64,
+    pub(super) found: u64,
+    pub(super) page_shift: u64,
+}
+const _: () = assert!(size_of::<Calibration>() == 88);
+
+#[expect(unsafe_code, reason = "aya asks for a promise that these are plain bytes")]
+mod plain {
+    // SAFETY: repr(C), only integers, no padding (sizes asserted above).
+    unsafe impl aya::Pod for super::VolumeEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Calibration {}
+}
+
+const RECORD_HEADER_BYTES: usize = 24;
+const KIND_DATA: u8 = 1;
+const KIND_ZEROES: u8 = 2;
+const KIND_DISCARD: u8 = 3;
+const FLAG_FIRST: u8 = 1;
+const FLAG_LAST: u8 = 2;
+
+/// A record from its bytes in the ring; `None` when they are none.
+pub(super) fn decode_record(bytes: &[u8]) -> Option<Record<'_>> {
+    let (header, data) = bytes.split_at_checked(RECORD_HEADER_BYTES)?;
+    let sector = u64::from_le_bytes(header[0..8].try_into().ok()?);
+    let length = u32::from_le_bytes(header[8..12].try_into().ok()?);
+    let volume = u16::from_le_bytes(header[12..14].try_into().ok()?);
+    let (kind, flags) = (header[14], header[15]);
+    let lane = u32::from_le_bytes(header[16..20].try_into().ok()?);
+    if sector >= 1 << 55 {
+        return None;
+    }
+    let kind = match kind {
+        KIND_DATA => RecordKind::Data(data.get(..length as usize)?),
+        KIND_ZEROES | KIND_DISCARD => RecordKind::Zeroes,
+        _ => return None,
+    };
+    Some(Record {
+        volume: VolumeIndex(volume),
+        extent: Extent::new(Sector(sector).offset(), ByteCount(u64::from(length))).ok()?,
+        kind,
+        lane,
+        first: flags & FLAG_FIRST != 0,
+        last: flags & FLAG_LAST != 0,
+    })
+}

@@ -1,0 +1,25 @@
+//! From disk writes to a folded epoch: eBPF capture of block devices on a stock kernel, drain of what was missed,
+//! and the `scan` source for anything that can be read.
+//!
+//! Rooms: [`kernel`](self) loads the eBPF program and is one [`Tap`]; [`Tracker`] is the state machine that turns any tap
+//! and any [`Disk`] into epochs, the same in the agent and in the model tests; [`ScanSource`] needs neither. Both are a
+//! [`Source`] to the agent.
+
+mod device;
+mod disk;
+mod error;
+mod kernel;
+mod lanes;
+mod scan;
+mod source;
+mod tap;
+mod tracker;
+
+pub use device::Device;
+pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
+pub use error::CaptureError;
+pub use kernel::{KernelTap, KernelTapOptions, OBJECT};
+pub use scan::{SCAN_BYTES_PER_STEP, ScanSource};
+pub use source::{Cut, Mode, Progress, Source, SourceStatus, VolumeStatus};
+pub use tap::{LossReason, Record, RecordKind, RingPosition, Tap, TapCounters, VolumeIndex};
+pub use tracker::{TRACKER_LANE_BYTES_MAX, Tracker, TrackerLimits};

@@ -1,0 +1,428 @@
+//! The state machine of capture: consumes records, drains dirty granules, cuts epochs. The same in the agent and in the
+//! model tests; the kernel and the disks are behind [`Tap`] and [`Disk`].
+//!
+//! Consistency (R3): an epoch is crash-consistent if at its cut nothing is dirty and nothing is being drained. The bits are
+//! looked at after the ring has been consumed up to the cut, so that a missed write that completed before any
+//! recorded one was issued is seen.
+//!
+//! Order of a drain, and what breaks if it is changed:
+//! 1. Note which granules are dirty. From now on no write to them enters the ring.
+//! 2. Wait until every captured write that was in flight has completed. Without it, a write that was captured before the
+//!    granule became dirty could reach the disk after our read: the read, landing later, would put old data on
+//!    top of it.
+//! 3. Set *draining*, then clear *dirty*. The other way round, a write issued in between would enter the ring although
+//!    an older or newer state of it is being read.
+//! 4. Read with O_DIRECT. A missed write that completes from now on sets *dirty* again.
+//! 5. Note how far the ring has been produced, *after* the read. The read may hold missed writes that depend on captured
+//!    ones; the epoch must not end before those.
+//! 6. When the ring has been consumed so far, fold what was read, then clear *draining*. If it were cleared first, a
+//!    write captured meanwhile could be folded before the older data.
+//!
+//! Crash: nothing here is persistent. An agent that starts again finds everything dirty.
+//! Retries: a failed read leaves its granules dirty; the next round begins after [`READ_RETRY_PAUSE_NS`].
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+
+use block::{Bitmap, ByteCount, ByteOffset, Consistency, Extent, GRANULE_BYTES, Granule, UnixNanos};
+use changeset::{Fold, VolumeInfo};
+
+use crate::CaptureError;
+use crate::disk::{Disk, Read, ReadDone};
+use crate::lanes::Lanes;
+use crate::source::{Cut, Mode, Progress, Source, SourceStatus, VolumeStatus};
+use crate::tap::{LossReason, RingPosition, Tap, VolumeIndex};
+
+/// Unfinished requests may hold this much besides the epoch's own memory; past it, the one that has waited longest is
+/// given up and its granules are read from the disk.
+pub const TRACKER_LANE_BYTES_MAX: ByteCount = ByteCount::mib(64);
+/// After a failed read, the next round of draining waits this long.
+const READ_RETRY_PAUSE_NS: u64 = 1_000_000_000;
+/// Samples of (position, time) kept to date a cut that lags; past it the oldest is dropped, and a cut is dated earlier.
+const SAMPLES_MAX: usize = 4096;
+
+/// How hard the tracker drains.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackerLimits {
+    /// The largest single read, a multiple of the granule.
+    pub read: ByteCount,
+    /// Reads in flight.
+    pub reads: usize,
+    /// What unfinished requests may hold; at most [`TRACKER_LANE_BYTES_MAX`].
+    pub lanes: ByteCount,
+}
+
+impl Default for TrackerLimits {
+    fn default() -> TrackerLimits {
+        TrackerLimits { read: ByteCount::mib(1), reads: 4, lanes: TRACKER_LANE_BYTES_MAX }
+    }
+}
+
+/// A round of draining.
+enum Round {
+    /// Nothing dirty when last looked.
+    Idle,
+    /// Waiting for late joiners of the phase that is not current.
+    Stragglers { dirty: Vec<Bitmap> },
+    /// Waiting for the phase that was current when the dirty granules were noted.
+    InFlight { dirty: Vec<Bitmap>, phase: usize },
+    /// Reading what was noted.
+    Reading { dirty: Vec<Bitmap>, volume: usize, next: Granule },
+}
+
+/// A read that has ended, and how far the ring must be consumed before it may be folded.
+struct Landed {
+    done: ReadDone,
+    after: RingPosition,
+}
+
+/// Turns a tap and its disks into epochs.
+pub struct Tracker<T, D> {
+    tap: T,
+    disk: D,
+    volumes: Vec<VolumeInfo>,
+    limits: TrackerLimits,
+    fold: Fold,
+    lanes: Lanes,
+    round: Round,
+    reads: usize,
+    reading: ByteCount,
+    landed: VecDeque<Landed>,
+    samples: VecDeque<(RingPosition, UnixNanos)>,
+    /// The disks were in the consumed state at this time or later.
+    dated: UnixNanos,
+    drained: ByteCount,
+    losses: u64,
+    skipped: u64,
+    last_error: Option<String>,
+    retry_at: UnixNanos,
+    #[cfg(feature = "model")]
+    rounds_overlap: bool,
+}
+
+impl<T: Tap, D: Disk> Tracker<T, D> {
+    /// Follows `volumes`, which the tap and the disks number in the same order. `now` dates the beginning.
+    pub fn new(
+        tap: T,
+        disk: D,
+        volumes: Vec<VolumeInfo>,
+        limits: TrackerLimits,
+        now: UnixNanos,
+    ) -> Tracker<T, D> {
+        assert_eq!(usize::from(tap.volumes()), volumes.len(), "tap and volumes number the same disks");
+        Tracker {
+            tap,
+            disk,
+            volumes,
+            limits,
+            fold: Fold::new(),
+            lanes: Lanes::default(),
+            round: Round::Idle,
+            reads: 0,
+            reading: ByteCount::ZERO,
+            landed: VecDeque::new(),
+            samples: VecDeque::new(),
+            dated: now,
+            drained: ByteCount::ZERO,
+            losses: 0,
+            skipped: 0,
+            last_error: None,
+            retry_at: UnixNanos(0),
+            #[cfg(feature = "model")]
+            rounds_overlap: false,
+        }
+    }
+
+    /// Begins a round as soon as the reads of the one before have ended, folded or not: an error that was once made
+    /// here, for the model test to find.
+    #[cfg(feature = "model")]
+    pub fn let_rounds_overlap(&mut self) {
+        self.rounds_overlap = true;
+    }
+
+    /// The tap, for its counters and for driving a simulated one.
+    pub fn tap(&mut self) -> &mut T {
+        &mut self.tap
+    }
+
+    /// The disks, for driving simulated ones.
+    pub fn disk(&mut self) -> &mut D {
+        &mut self.disk
+    }
+
+    fn indices(&self) -> impl Iterator<Item = VolumeIndex> + use<T, D> {
+        (0..self.tap.volumes()).map(VolumeIndex)
+    }
+
+    fn full(&self, limit: ByteCount) -> bool {
+        full(&self.fold, limit)
+    }
+
+    /// Tracking of a volume has a gap: all of it is read again.
+    fn take_losses(&mut self) {
+        for volume in self.indices() {
+            if let Some(reason) = self.tap.take_loss(volume) {
+                self.lose(volume, reason);
+            }
+        }
+    }
+
+    /// A completion that no copy of the program saw may have been of any write: everything is read again (R11).
+    fn watch_skipped(&mut self) {
+        match self.tap.skipped_by_all() {
+            Some(skipped) if skipped <= self.skipped => return,
+            Some(skipped) => self.skipped = skipped,
+            None => {} // not knowing now says nothing of the next time
+        }
+        for volume in self.indices() {
+            self.lose(volume, LossReason::Skipped);
+        }
+    }
+
+    fn lose(&mut self, volume: VolumeIndex, reason: LossReason) {
+        self.losses += 1;
+        let name = &self.volumes[usize::from(volume.0)].name;
+        let what = match reason {
+            LossReason::Passthrough => "a program sent raw device commands",
+            LossReason::OutOfRange => "a write outside its known size",
+            LossReason::Operation => "a zone operation, which is not supported",
+            LossReason::Walk => "a request that could not be followed",
+            LossReason::Skipped => "the kernel may have skipped a completion",
+        };
+        self.last_error = Some(format!("volume {name}: {what}; reading it all again"));
+        for granule in 0..self.tap.granules(volume) {
+            self.tap.mark_dirty(volume, Granule(granule));
+        }
+    }
+
+    fn consume(&mut self, until: RingPosition, limit: ByteCount) {
+        let (fold, lanes) = (&mut self.fold, &mut self.lanes);
+        let lane_bytes = self.limits.lanes.min(TRACKER_LANE_BYTES_MAX);
+        self.tap.consume(until, &mut |record| {
+            lanes.take(record, fold, lane_bytes);
+            if full(fold, limit) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        for (volume, extent) in self.lanes.given_up.drain(..) {
+            for granule in granules_of(extent) {
+                self.tap.mark_dirty(volume, granule);
+            }
+        }
+        while let Some((position, time)) = self.samples.front().copied()
+            && position <= self.tap.consumed()
+        {
+            self.dated = time;
+            self.samples.pop_front();
+        }
+    }
+
+    fn land(&mut self, limit: ByteCount, now: UnixNanos) -> bool {
+        let mut moved = false;
+        while let Some(done) = self.disk.finished() {
+            self.reads -= 1;
+            self.landed.push_back(Landed { done, after: self.tap.produced() });
+        }
+        while let Some(front) = self.landed.front()
+            && front.after <= self.tap.consumed()
+            && !self.full(limit)
+            && let Some(Landed { done, .. }) = self.landed.pop_front()
+        {
+            moved = true;
+            let Read { volume, extent } = done.read;
+            self.reading = self.reading - extent.length();
+            match done.data {
+                Ok(data) => {
+                    self.drained += extent.length();
+                    for (index, granule) in data.chunks(GRANULE_BYTES as usize).enumerate() {
+                        let offset = ByteOffset(extent.offset().0 + index as u64 * GRANULE_BYTES);
+                        if is_zero(granule) {
+                            let zeroes = Extent::new(offset, ByteCount(granule.len() as u64));
+                            self.fold.zero(volume.0, zeroes.expect("chunks are not empty"));
+                        } else {
+                            self.fold.write(volume.0, offset, granule);
+                        }
+                    }
+                    self.disk.recycle(data);
+                }
+                Err(error) => {
+                    let name = &self.volumes[usize::from(volume.0)].name;
+                    self.last_error = Some(format!(
+                        "read volume {name} at {} ({}): {error}; its granules stay dirty and are read again",
+                        extent.offset(),
+                        extent.length()
+                    ));
+                    self.retry_at = UnixNanos(now.0.saturating_add(READ_RETRY_PAUSE_NS));
+                    for granule in granules_of(extent) {
+                        self.tap.mark_dirty(volume, granule);
+                    }
+                }
+            }
+            for granule in granules_of(extent) {
+                self.tap.end_drain(volume, granule);
+            }
+        }
+        moved
+    }
+
+    /// Moves the round on as far as it goes without waiting.
+    fn drain(&mut self, limit: ByteCount, now: UnixNanos) -> bool {
+        let mut moved = false;
+        loop {
+            self.round = match std::mem::replace(&mut self.round, Round::Idle) {
+                Round::Idle => {
+                    // One round at a time: a read of this round that is folded late would otherwise clear the draining
+                    // bit of a granule that the next round is reading.
+                    let folded = self.reads == 0 && self.landed.is_empty();
+                    #[cfg(feature = "model")]
+                    let folded = folded || (self.rounds_overlap && self.reads == 0);
+                    if self.tap.dirty_at_most() == 0 || now < self.retry_at || !folded {
+                        return moved;
+                    }
+                    let dirty: Vec<Bitmap> = self.indices().map(|volume| self.tap.dirty(volume)).collect();
+                    if dirty.iter().all(Bitmap::is_empty) {
+                        return moved; // counted, but its bit is not set yet
+                    }
+                    Round::Stragglers { dirty }
+                }
+                Round::Stragglers { dirty } => {
+                    let phase = self.tap.phase();
+                    if !self.tap.drained(1 - phase) {
+                        self.round = Round::Stragglers { dirty };
+                        return moved;
+                    }
+                    self.tap.flip_phase();
+                    Round::InFlight { dirty, phase }
+                }
+                Round::InFlight { dirty, phase } => {
+                    if !self.tap.drained(phase) {
+                        self.round = Round::InFlight { dirty, phase };
+                        return moved;
+                    }
+                    Round::Reading { dirty, volume: 0, next: Granule(0) }
+                }
+                Round::Reading { dirty, volume, next } => {
+                    // Drains leave a quarter of the memory to the records, which cannot wait.
+                    let room = ByteCount(limit.0 / 4 * 3);
+                    if self.reads >= self.limits.reads
+                        || self.fold.memory_bytes() + self.reading + self.limits.read > room
+                    {
+                        self.round = Round::Reading { dirty, volume, next };
+                        return moved;
+                    }
+                    let Some(bits) = dirty.get(volume) else { continue };
+                    let index = VolumeIndex(volume as u16);
+                    let Some(first) = bits.next(next) else {
+                        self.round = Round::Reading { dirty, volume: volume + 1, next: Granule(0) };
+                        continue;
+                    };
+                    let mut end = first;
+                    while bits.contains(end) && end.0 - first.0 < (self.limits.read.0 / GRANULE_BYTES).max(1)
+                    {
+                        self.tap.begin_drain(index, end);
+                        end = Granule(end.0 + 1);
+                    }
+                    let size = self.volumes[volume].size.0;
+                    let length = (end.0 * GRANULE_BYTES).min(size) - first.0 * GRANULE_BYTES;
+                    let extent =
+                        Extent::new(first.offset(), ByteCount(length)).expect("a granule of the volume");
+                    self.disk.submit(Read { volume: index, extent });
+                    self.reads += 1;
+                    self.reading += extent.length();
+                    moved = true;
+                    Round::Reading { dirty, volume, next: end }
+                }
+            };
+        }
+    }
+
+    fn clean(&self) -> bool {
+        self.tap.dirty_at_most() == 0 && self.reads == 0 && self.landed.is_empty()
+    }
+}
+
+/// Whatever unfinished requests hold must still fit when they end.
+fn full(fold: &Fold, limit: ByteCount) -> bool {
+    fold.memory_bytes() >= limit || !fold.fits(TRACKER_LANE_BYTES_MAX)
+}
+
+fn granules_of(extent: Extent) -> impl Iterator<Item = Granule> {
+    (extent.offset().granule().0..extent.end().0.div_ceil(GRANULE_BYTES)).map(Granule)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // Compared in chunks so that the compiler uses vector instructions, and data is told by its first bytes.
+    bytes.chunks(512).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
+}
+
+impl<T: Tap, D: Disk> Source for Tracker<T, D> {
+    fn volumes(&self) -> Vec<VolumeInfo> {
+        self.volumes.clone()
+    }
+
+    fn advance(&mut self, now: UnixNanos, limit: ByteCount) -> Result<Progress, CaptureError> {
+        self.take_losses();
+        let before = self.tap.consumed();
+        let produced = self.tap.produced();
+        if self.samples.len() == SAMPLES_MAX {
+            self.samples.pop_back();
+        }
+        self.samples.push_back((produced, now));
+        self.consume(produced, limit);
+        let landed = self.land(limit, now);
+        let drained = self.drain(limit, now);
+        Ok(if self.full(limit) {
+            Progress::Full
+        } else if landed || drained || self.tap.consumed() != before {
+            Progress::Busy
+        } else {
+            Progress::Idle
+        })
+    }
+
+    fn open_bytes(&self) -> ByteCount {
+        self.fold.memory_bytes()
+    }
+
+    fn consistency(&self) -> Consistency {
+        if self.clean() { Consistency::Crash } else { Consistency::None }
+    }
+
+    fn cut(&mut self, reuse: Fold) -> Cut {
+        // After the last consumed record: see the module's head.
+        self.take_losses();
+        self.watch_skipped();
+        let consistency = self.consistency();
+        Cut { fold: std::mem::replace(&mut self.fold, reuse), consistency, time: self.dated }
+    }
+
+    fn status(&self) -> SourceStatus {
+        let counters = self.tap.counters();
+        let mode = if self.tap.data_mode() { Mode::Data } else { Mode::Bitmap };
+        let volumes = self
+            .volumes
+            .iter()
+            .zip(self.indices())
+            .map(|(volume, index)| VolumeStatus {
+                name: volume.name.clone(),
+                mode,
+                size: volume.size,
+                dirty: if self.tap.dirty_at_most() == 0 {
+                    ByteCount::ZERO
+                } else {
+                    ByteCount(self.tap.dirty(index).count() * GRANULE_BYTES)
+                },
+            })
+            .collect();
+        SourceStatus {
+            volumes,
+            written: ByteCount(counters.data_bytes),
+            drained: self.drained,
+            draining: self.reading,
+            ring: self.tap.ring_bytes(),
+            ring_used: ByteCount(self.tap.produced().0 - self.tap.consumed().0),
+            missed_ring: counters.missed_ring,
+            missed: counters.missed_dirty + counters.missed_ring + counters.missed_other,
+            losses: self.losses,
+            last_error: self.last_error.clone(),
+        }
+    }
+}

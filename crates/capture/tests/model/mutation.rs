@@ -1,0 +1,114 @@
+/// A rule of capture that is switched off, to prove that the model notices.
+///
+/// All but one are switched off in the simulated kernel, tap and disk, so the tracker under test is the shipped one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// R1: two neighbouring records change places.
+    RecordsSwapped,
+    /// R1: every record counts as a whole request.
+    RequestCut,
+    /// R2: a missed write is marked when it is issued, not when it completes.
+    MarkedAtIssue,
+    /// R2: a write that was not seen issuing is not marked.
+    UnseenIgnored,
+    /// R2: a failed write is not marked.
+    FailureIgnored,
+    /// R2: marked after others can see it complete.
+    MarkedTooLate,
+    /// R2: a request that is issued twice stays captured.
+    RequeueIgnored,
+    /// R2, R9: a write that finds the ring full counts as captured.
+    OverflowIgnored,
+    /// R3: dirty granules are counted when the write has been seen completed, not before their bit is set.
+    CountedTooLate,
+    /// R3: the bits are looked at before the ring is consumed.
+    BitsBeforeRing,
+    /// R3: only dirty granules keep an epoch from being offered, not those being drained.
+    OfferedWhileDraining,
+    /// R4: writes into dirty granules are captured.
+    DirtyCaptured,
+    /// R4: writes into draining granules are captured.
+    DrainingCaptured,
+    /// R4: a write looks at the bits before it joins the in-flight count.
+    LookedBeforeJoining,
+    /// R4: a write leaves the in-flight count when it has been issued.
+    LeftAtIssue,
+    /// R5: reads come from a cache.
+    CachedReads,
+    /// R6: commands from user space are taken for nothing.
+    PassthroughIgnored,
+    /// R6: what memory holds of a write with inline encryption is taken for what the disk gets.
+    PlaintextTrusted,
+    /// R6: discards and write-zeroes are taken for nothing.
+    DiscardIgnored,
+    /// R7: each disk has a ring, and they are not cut at the same position.
+    RingPerDisk,
+    /// R9: records are taken although the memory is full.
+    MemoryUnbounded,
+    /// Drain, step 1: granules are noted that became dirty after, or not at all.
+    NotedTooLate,
+    /// Drain, step 2: no wait for late joiners of the other phase.
+    StragglersIgnored,
+    /// Drain, step 2: no wait for what is in flight.
+    InFlightIgnored,
+    /// Drain, step 3: *dirty* is cleared before *draining* is set.
+    ClearedFirst,
+    /// Drain, step 4: *dirty* is cleared after the read.
+    ClearedAfterRead,
+    /// Drain, step 5: the position is noted when the read begins.
+    PositionTooEarly,
+    /// Drain, step 6: what was read is folded without waiting for the ring.
+    FoldedAtOnce,
+    /// Drain, step 6: *draining* is cleared before the fold.
+    EndedBeforeFold,
+    /// Drain: a round begins while reads of the one before have ended but are not folded.
+    RoundsOverlap,
+    /// What the agent marks itself (failed reads, losses, requests given up) stays clean.
+    AgentMarksIgnored,
+    /// R11: completions that no copy of the program handles are not counted.
+    SkippedUncounted,
+    /// Two writes of one sector are in flight at once. Not a mutation but a limit: see
+    /// `writes_that_race_on_a_sector_are_a_limit`.
+    WritesRace,
+}
+
+impl Mutation {
+    /// Every rule.
+    pub(crate) const RULES: &[Mutation] = {
+        use Mutation::*;
+        &[
+            RecordsSwapped,
+            RequestCut,
+            MarkedAtIssue,
+            UnseenIgnored,
+            FailureIgnored,
+            MarkedTooLate,
+            RequeueIgnored,
+            OverflowIgnored,
+            CountedTooLate,
+            BitsBeforeRing,
+            OfferedWhileDraining,
+            DirtyCaptured,
+            DrainingCaptured,
+            LookedBeforeJoining,
+            LeftAtIssue,
+            CachedReads,
+            PassthroughIgnored,
+            PlaintextTrusted,
+            DiscardIgnored,
+            RingPerDisk,
+            MemoryUnbounded,
+            NotedTooLate,
+            StragglersIgnored,
+            InFlightIgnored,
+            ClearedFirst,
+            ClearedAfterRead,
+            PositionTooEarly,
+            FoldedAtOnce,
+            EndedBeforeFold,
+            RoundsOverlap,
+            AgentMarksIgnored,
+            SkippedUncounted,
+        ]
+    };
+}

@@ -1,0 +1,435 @@
+//! The two programs of bpf/capture.bpf.c, step by step. What the C does between two steps here, no other party can see.
+//!
+//! Of the copies that close R11's hole only the effects are here: an issue that every copy skipped (a missed write), and an
+//! event that a second copy handles again because an interrupt in between made it forget the first.
+
+use crate::kernel::{Kind, Ranges, World};
+use crate::mutation::Mutation;
+use crate::ring::{PIECE_BYTES, RANGE_BYTES, SimRecord, State};
+
+/// An entry of `inflight`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) tag: usize,
+    phase: usize,
+    missed: bool,
+}
+
+type Place = (usize, usize);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IssueAt {
+    ReadPhase,
+    Join,
+    FindSlot,
+    LookAtBits { range: usize, word: usize },
+    ClaimSlot,
+    Reserve { range: usize, done: u64 },
+    Submit { range: usize, done: u64, sectors: u64, start: u64 },
+    End,
+}
+
+/// `on_issue`, running on a processor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Issue {
+    tag: usize,
+    lane: u32,
+    slow: bool,
+    at: IssueAt,
+    phase: usize,
+    slot: Option<Place>,
+    records: u32,
+    failed: bool,
+    /// A later copy of the program.
+    again: bool,
+}
+
+impl Issue {
+    pub(crate) fn new(tag: usize, lane: u32, slow: bool) -> Issue {
+        Issue {
+            tag,
+            lane,
+            slow,
+            at: IssueAt::ReadPhase,
+            phase: 0,
+            slot: None,
+            records: 0,
+            failed: false,
+            again: false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CompletionAt {
+    Find,
+    CountMark {
+        range: usize,
+        word: usize,
+    },
+    SetMark {
+        range: usize,
+        word: usize,
+    },
+    CorrectMark {
+        range: usize,
+        word: usize,
+    },
+    FreeSlot,
+    Leave,
+    Visible,
+    /// For [`Mutation::CountedTooLate`].
+    CountLate,
+}
+
+/// `on_complete`, running on some processor, and what follows: the request's end is seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Completion {
+    tag: usize,
+    error: bool,
+    done: u64,
+    whole: bool,
+    slow: bool,
+    again: bool,
+    seen: bool,
+    at: CompletionAt,
+    slot: Option<Place>,
+    skipped: bool,
+    phase: usize,
+    volume: usize,
+    ranges: Ranges,
+    mask: u64,
+    before: u64,
+    /// For [`Mutation::CountedTooLate`].
+    uncounted: u64,
+}
+
+impl World {
+    pub(crate) fn slot_of(&self, tag: usize) -> Option<Place> {
+        let bucket = tag % self.buckets.len();
+        let slot = self.buckets[bucket].iter().position(|slot| slot.is_some_and(|slot| slot.tag == tag))?;
+        Some((bucket, slot))
+    }
+
+    fn slot(&mut self, (bucket, slot): Place) -> &mut Option<Slot> {
+        &mut self.buckets[bucket][slot]
+    }
+
+    pub(crate) fn issue_step(&mut self, processor: usize) {
+        let stalls = self.processors[processor].is_some_and(|run| run.slow);
+        if !stalls || self.rng.percent(self.config.stall_pace) {
+            self.issue_on(processor);
+        }
+    }
+
+    pub(crate) fn issue_on(&mut self, processor: usize) {
+        let Some(mut run) = self.processors[processor] else { return };
+        if !self.issue_program(&mut run) {
+            self.processors[processor] = Some(run);
+        } else if !run.again && self.rng.percent(self.config.handled_twice) {
+            self.met.handled_twice += 1;
+            self.processors[processor] =
+                Some(Issue { again: true, ..Issue::new(run.tag, run.lane, run.slow) });
+        } else {
+            let captured = run.at == IssueAt::End && !run.failed;
+            self.processors[processor] = None;
+            self.take_off(run.tag, captured);
+        }
+    }
+
+    /// One step; true at the program's end.
+    fn issue_program(&mut self, run: &mut Issue) -> bool {
+        let request = self.requests[run.tag].as_ref().expect("a request that is being issued");
+        let (kind, ranges, write, volume) = (request.kind, request.ranges, request.write, request.volume);
+        let is_ranges = matches!(kind, Kind::Discard | Kind::Zeroes);
+        let look_first = self.is(Mutation::LookedBeforeJoining);
+        match run.at {
+            IssueAt::ReadPhase => {
+                run.phase = self.phase;
+                run.at = if look_first { IssueAt::FindSlot } else { IssueAt::Join };
+            }
+            IssueAt::Join => {
+                self.begun[run.phase] += 1;
+                run.at = if look_first { IssueAt::ClaimSlot } else { IssueAt::FindSlot };
+            }
+            IssueAt::FindSlot => {
+                let trusted = self.config.data_mode
+                    && kind != Kind::Passthrough
+                    && (!request.encrypted() || self.is(Mutation::PlaintextTrusted));
+                if let Some(place) = self.slot_of(run.tag) {
+                    if !self.is(Mutation::RequeueIgnored) {
+                        self.slot(place).as_mut().expect("found").missed = true;
+                        self.history.missed(write);
+                    }
+                    return self.missed(run, !look_first);
+                }
+                if !trusted || is_ranges && self.is(Mutation::DiscardIgnored) {
+                    self.met.missed_copy += 1;
+                    return self.missed(run, !look_first);
+                }
+                run.at = IssueAt::LookAtBits { range: 0, word: 0 };
+            }
+            IssueAt::LookAtBits { range, word } => {
+                let (sector, sectors) = ranges.as_slice()[range];
+                let mut words = World::words(sector, sectors).skip(word);
+                let volume = &self.volumes[volume];
+                let dirty = if self.is(Mutation::DirtyCaptured) { 0 } else { volume.dirty };
+                let draining = if self.is(Mutation::DrainingCaptured) { 0 } else { volume.draining };
+                if words.next().is_some_and(|mask| (dirty | draining) & mask != 0) {
+                    self.met.missed_dirty += 1;
+                    return self.missed(run, !look_first);
+                }
+                run.at = if words.next().is_some() {
+                    IssueAt::LookAtBits { range, word: word + 1 }
+                } else if range + 1 < ranges.as_slice().len() {
+                    IssueAt::LookAtBits { range: range + 1, word: 0 }
+                } else if look_first {
+                    IssueAt::Join
+                } else {
+                    IssueAt::ClaimSlot
+                };
+            }
+            IssueAt::ClaimSlot => {
+                let bucket = run.tag % self.buckets.len();
+                let Some(free) = self.buckets[bucket].iter().position(Option::is_none) else {
+                    self.met.missed_slot += 1;
+                    return self.missed(run, true);
+                };
+                self.buckets[bucket][free] = Some(Slot { tag: run.tag, phase: run.phase, missed: false });
+                run.slot = Some((bucket, free));
+                run.at = IssueAt::Reserve { range: 0, done: 0 };
+            }
+            IssueAt::Reserve { range, done } => {
+                let (sector, length) = ranges.as_slice()[range];
+                // A page's part may be any number of sectors up to 8.
+                let sectors =
+                    if is_ranges { length } else { (length - done).min(self.rng.between(1, 8) as u64) };
+                let last =
+                    if is_ranges { range + 1 == ranges.as_slice().len() } else { done + sectors == length };
+                let record = SimRecord {
+                    start: 0,
+                    end: 0,
+                    state: State::Busy,
+                    volume: volume as u16,
+                    sector: sector + done,
+                    sectors,
+                    data: (!is_ranges).then(|| self.requests[run.tag].as_ref().map_or(0, |rq| rq.memory)),
+                    lane: run.lane,
+                    first: run.records == 0,
+                    last,
+                };
+                let bytes = if is_ranges { RANGE_BYTES } else { PIECE_BYTES };
+                let Some(start) = self.ring.reserve(bytes, record) else {
+                    self.met.missed_ring += 1;
+                    self.met.missed_ring_inside += u64::from(run.records > 0);
+                    run.failed = !self.is(Mutation::OverflowIgnored);
+                    run.at = IssueAt::End;
+                    return false;
+                };
+                run.slow |= self.rng.percent(self.config.ring_stalls);
+                run.at = IssueAt::Submit { range, done, sectors, start };
+            }
+            IssueAt::Submit { range, done, sectors, start } => {
+                if !is_ranges && self.rng.percent(self.config.unreadable) {
+                    self.ring.finish(start, State::Discarded);
+                    self.met.missed_copy += 1;
+                    run.failed = true;
+                    run.at = IssueAt::End;
+                    return false;
+                }
+                self.ring.finish(start, State::Submitted);
+                run.records += 1;
+                let (_, length) = ranges.as_slice()[range];
+                run.at = if done + sectors < length {
+                    IssueAt::Reserve { range, done: done + sectors }
+                } else if range + 1 < ranges.as_slice().len() {
+                    IssueAt::Reserve { range: range + 1, done: 0 }
+                } else {
+                    IssueAt::End
+                };
+                if run.at == IssueAt::End {
+                    self.history.captured(write);
+                }
+            }
+            IssueAt::End => {
+                if run.failed {
+                    let place = run.slot.expect("claimed before");
+                    self.slot(place).as_mut().expect("in flight until it completes").missed = true;
+                } else {
+                    self.met.captured += 1;
+                    self.met.several_records += u64::from(run.records > 1);
+                }
+                if self.is(Mutation::LeftAtIssue) {
+                    self.ended[run.phase] += 1;
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The program ends without a slot of its own: completion will not find one, or finds it marked.
+    fn missed(&mut self, run: &Issue, joined: bool) -> bool {
+        if joined {
+            self.ended[run.phase] += 1;
+        }
+        true
+    }
+
+    /// The disk says that a request, or the first `done` sectors of it, has ended.
+    pub(crate) fn complete(&mut self, tag: usize, error: bool, done: u64) {
+        let slow = self.slow();
+        let request = self.requests[tag].as_ref().expect("a request in flight");
+        let whole = done == request.ranges.sectors().count() as u64;
+        let (volume, ranges) = (request.volume, request.ranges);
+        let skipped =
+            self.complete_attached && self.writing && self.rng.percent(self.config.skipped_completions);
+        let at = if self.complete_attached && !skipped { CompletionAt::Find } else { CompletionAt::Visible };
+        self.met.skipped += u64::from(skipped);
+        if skipped {
+            self.history.missed(self.requests[tag].as_ref().map_or(0, |request| request.write));
+            self.skipped += u64::from(!self.is(Mutation::SkippedUncounted));
+        }
+        self.completions.push(Completion {
+            tag,
+            error,
+            done,
+            whole,
+            slow,
+            again: false,
+            seen: false,
+            at,
+            slot: None,
+            skipped,
+            phase: 0,
+            volume,
+            ranges,
+            mask: 0,
+            before: 0,
+            uncounted: 0,
+        });
+    }
+
+    pub(crate) fn completion_step(&mut self, which: usize) {
+        if !self.completions[which].slow || self.rng.percent(self.config.stall_pace * 2) {
+            self.complete_on(which);
+        }
+    }
+
+    pub(crate) fn complete_on(&mut self, which: usize) {
+        let mut run = self.completions[which];
+        if self.completion_program(&mut run) {
+            self.completions.swap_remove(which);
+        } else {
+            self.completions[which] = run;
+        }
+    }
+
+    /// One step; true at the end.
+    fn completion_program(&mut self, run: &mut Completion) -> bool {
+        let late = self.is(Mutation::MarkedTooLate);
+        match run.at {
+            CompletionAt::Find => {
+                let request = self.requests[run.tag].as_ref().expect("a request that completes");
+                let (kind, write) = (request.kind, request.write);
+                if kind == Kind::Passthrough {
+                    if !self.is(Mutation::PassthroughIgnored) {
+                        self.volumes[run.volume].lost = true;
+                        self.met.lost += 1;
+                    }
+                    run.at = CompletionAt::Visible;
+                    return false;
+                }
+                run.slot = self.slot_of(run.tag);
+                let value = run.slot.and_then(|place| *self.slot(place));
+                run.phase = value.map_or(0, |slot| slot.phase);
+                let discard =
+                    matches!(kind, Kind::Discard | Kind::Zeroes) && self.is(Mutation::DiscardIgnored);
+                let unseen = value.is_none() && !self.is(Mutation::UnseenIgnored) && !discard;
+                let error = run.error && !self.is(Mutation::FailureIgnored);
+                let missed = value.is_some_and(|slot| slot.missed);
+                self.met.unseen += u64::from(value.is_none());
+                if run.error {
+                    self.history.missed(write);
+                }
+                let marks = (unseen || missed) && !self.is(Mutation::MarkedAtIssue) || error;
+                run.at = if marks {
+                    if late {
+                        run.seen = true;
+                        self.seen(run.tag, run.done);
+                    }
+                    CompletionAt::CountMark { range: 0, word: 0 }
+                } else {
+                    CompletionAt::FreeSlot
+                };
+            }
+            CompletionAt::CountMark { range, word } => {
+                let (sector, sectors) = run.ranges.as_slice()[range];
+                run.mask = World::words(sector, sectors).nth(word).expect("a word of the range");
+                if !self.is(Mutation::CountedTooLate) {
+                    self.marked += u64::from(run.mask.count_ones());
+                }
+                run.at = CompletionAt::SetMark { range, word };
+            }
+            CompletionAt::SetMark { range, word } => {
+                let dirty = &mut self.volumes[run.volume].dirty;
+                run.before = *dirty;
+                *dirty |= run.mask;
+                run.at = CompletionAt::CorrectMark { range, word };
+            }
+            CompletionAt::CorrectMark { range, word } => {
+                let already = u64::from((run.before & run.mask).count_ones());
+                if self.is(Mutation::CountedTooLate) {
+                    run.uncounted += u64::from(run.mask.count_ones()) - already;
+                } else {
+                    self.marked -= already;
+                }
+                let (sector, sectors) = run.ranges.as_slice()[range];
+                run.at = if World::words(sector, sectors).nth(word + 1).is_some() {
+                    CompletionAt::CountMark { range, word: word + 1 }
+                } else if range + 1 < run.ranges.as_slice().len() {
+                    CompletionAt::CountMark { range: range + 1, word: 0 }
+                } else {
+                    CompletionAt::FreeSlot
+                };
+            }
+            CompletionAt::FreeSlot => {
+                run.at = match run.slot {
+                    Some(place) if run.whole || run.error => {
+                        *self.slot(place) = None;
+                        CompletionAt::Leave
+                    }
+                    _ => CompletionAt::Visible,
+                };
+            }
+            CompletionAt::Leave => {
+                if !self.is(Mutation::LeftAtIssue) {
+                    self.ended[run.phase] += 1;
+                }
+                run.at = CompletionAt::Visible;
+            }
+            CompletionAt::Visible
+                if !run.again && !run.seen && !run.skipped && self.rng.percent(self.config.handled_twice) =>
+            {
+                self.met.handled_twice += 1;
+                (run.again, run.slot) = (true, None);
+                run.at = if self.complete_attached { CompletionAt::Find } else { CompletionAt::Visible };
+            }
+            CompletionAt::Visible => {
+                if !run.seen {
+                    self.seen(run.tag, run.done);
+                }
+                self.released(run.tag, run.error, run.done);
+                if run.uncounted == 0 {
+                    return true;
+                }
+                run.at = CompletionAt::CountLate;
+            }
+            CompletionAt::CountLate => {
+                self.marked += run.uncounted;
+                return true;
+            }
+        }
+        false
+    }
+}

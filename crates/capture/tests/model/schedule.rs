@@ -1,0 +1,371 @@
+//! One schedule: a machine, an agent with the real tracker, a replica that opens what the agent seals.
+
+use block::{
+    ByteCount, Consistency, Epoch, GRANULE_BYTES, Generation, Granule, GroupId, UnixNanos, VolumeId,
+};
+use capture::{Progress, Source, Tap, Tracker, TrackerLimits, VolumeIndex};
+use changeset::{Fold, GroupKey, Level, Opener, Payload, SealOptions, Stamp, VolumeInfo, seal};
+
+use crate::kernel::{Config, GRANULE, World};
+use crate::met::Met;
+use crate::mutation::Mutation;
+use crate::oracle::Value;
+use crate::rng::Rng;
+use crate::tap::{Shared, SimDisk, SimTap, sides};
+
+const GROUP: GroupId = GroupId([7; 16]);
+const KEY: [u8; 32] = [9; 32];
+/// The tracker's pause after a failed read is ten ticks.
+const NANOS_PER_TICK: u64 = 100_000_000;
+/// A sector that holds what no write put there.
+const GARBLED: Value = Value::MAX;
+/// When nothing is written any more, everything is drained, consumed and offered within so many turns.
+const SETTLE_TURNS_MAX: usize = 20_000;
+
+fn pace(rng: &mut Rng) -> Pace {
+    Pace {
+        turns: rng.between(20, 500),
+        kernel: *rng.pick(&[60, 75, 90]),
+        cuts: *rng.pick(&[3, 10, 30]),
+        cuts_behind: *rng.pick(&[10, 30, 100, 100]),
+        suspects: *rng.pick(&[0, 2, 10]),
+        traps: *rng.pick(&[0, 0, 4, 15]),
+        quiet: rng.percent(80),
+        pressure: *rng.pick(&[0, 0, 0, 10, 60]),
+    }
+}
+
+fn config(rng: &mut Rng) -> Config {
+    // Most schedules meet one or two troubles, so that there is quiet between them; some meet all.
+    let mut troubles = [0; 10];
+    if rng.percent(10) {
+        troubles = [3; 10];
+    } else {
+        for _ in 0..2 {
+            *rng.pick_mut(&mut troubles) = *rng.pick(&[1, 4, 15]);
+        }
+    }
+    let [
+        failures,
+        requeues,
+        partials,
+        skipped_issues,
+        skipped_completions,
+        handled_twice,
+        passthrough,
+        encrypted,
+        unreadable,
+        read_errors,
+    ] = troubles;
+    let mut sometimes =
+        |percent: usize, rates: &[usize]| if rng.percent(percent) { *rng.pick(rates) } else { 0 };
+    let discards = sometimes(50, &[5, 20]);
+    let zeroes = sometimes(50, &[5, 20]);
+    let stalls = sometimes(80, &[5, 20, 50]);
+    let volumes = (0..*rng.pick(&[1, 2, 2, 2, 3]))
+        .map(|_| GRANULE * *rng.pick(&[0, 1, 1, 2]) + rng.between(8, 24) as u64)
+        .collect();
+    let (preemption, preempted_steps) =
+        *rng.pick(&[(0, 0), (3, 10), (50, 4), (10, 20), (5, 60), (1, 300), (2, 300)]);
+    Config {
+        volumes,
+        dense: rng.percent(15),
+        processors: rng.between(1, 4),
+        tags: *rng.pick(&[1, 3, 5, 8, 12]),
+        hot: rng.percent(30),
+        eager: *rng.pick(&[100, 40, 15, 5]),
+        buckets: rng.between(1, 2),
+        slots: *rng.pick(&[1, 2, 8, 8, 8, 8, 8, 8]),
+        ring_bytes: *rng.pick(&[1 << 13, 1 << 14, 1 << 15, 1 << 17, 1 << 17, 1 << 17, 1 << 17]),
+        data_mode: rng.percent(97),
+        failures,
+        requeues,
+        partials,
+        skipped_issues,
+        skipped_completions,
+        handled_twice,
+        passthrough,
+        encrypted,
+        discards,
+        zeroes,
+        unreadable,
+        read_errors,
+        read_pace: *rng.pick(&[100, 100, 10, 3]),
+        stall_pace: *rng.pick(&[10, 4, 1]),
+        ring_stalls: *rng.pick(&[0, 0, 10, 40]),
+        stalls,
+        preemption,
+        preempted_steps,
+        traps: *rng.pick(&[0, 0, 0, 1]),
+    }
+}
+
+/// How the agent and the kernel take turns.
+struct Pace {
+    turns: usize,
+    /// Percentages.
+    kernel: usize,
+    cuts: usize,
+    /// Cuts while records wait that the epoch does not hold.
+    cuts_behind: usize,
+    /// Traps while the agent is outside of its calls.
+    traps: usize,
+    /// Granules that the agent has reason to read again.
+    suspects: usize,
+    /// The initial copy comes before the first write.
+    quiet: bool,
+    /// How often the memory limit is next to nothing.
+    pressure: usize,
+}
+
+struct Model {
+    shared: Shared,
+    tracker: Tracker<SimTap, SimDisk>,
+    mutation: Option<Mutation>,
+    limit: ByteCount,
+    read: ByteCount,
+    spare: Option<Fold>,
+    epoch: Epoch,
+    replica: Vec<Value>,
+    bases: Vec<usize>,
+    /// The first instant that suits the last point.
+    instant: u64,
+    met: Met,
+}
+
+impl Model {
+    fn now(&self) -> UnixNanos {
+        UnixNanos(self.shared.lock().now * NANOS_PER_TICK)
+    }
+
+    fn steps(&self, count: usize) {
+        let mut world = self.shared.lock();
+        for _ in 0..count {
+            world.step();
+        }
+    }
+
+    /// R9: what the open epoch holds stays below the limit, but for the last thing that was folded into it.
+    fn advance(&mut self, limit: ByteCount) -> Result<Progress, String> {
+        let (now, full) = (self.now(), self.tracker.open_bytes() >= limit);
+        self.shared.lock().handed = (0, 0);
+        let progress = self.tracker.advance(now, limit).map_err(|error| error.to_string())?;
+        let (data, zeroes) = self.shared.lock().handed;
+        // A zero range may make room; data never does.
+        if full && data > 1 && zeroes == 0 {
+            return Err(format!("memory was full, and {data} records were taken"));
+        }
+        let bound = self.limit + self.read + ByteCount(GRANULE_BYTES);
+        if self.tracker.open_bytes() > bound {
+            return Err(format!("the open epoch holds {}, over {bound}", self.tracker.open_bytes()));
+        }
+        self.met.full += u64::from(progress == Progress::Full);
+        Ok(progress)
+    }
+
+    /// Cuts, sends the epoch to the replica, and asks the oracle when the epoch is offered. Whether it was.
+    fn cut(&mut self) -> Result<bool, String> {
+        let reuse = self.spare.take().unwrap_or_default();
+        let mut cut = self.tracker.cut(reuse);
+        if self.mutation == Some(Mutation::OfferedWhileDraining) {
+            let offered = self.tracker.tap().dirty_at_most() == 0;
+            cut.consistency = if offered { Consistency::Crash } else { Consistency::None };
+        }
+        self.met.cuts += 1;
+        self.epoch = self.epoch.next();
+        if !cut.fold.is_empty() {
+            self.apply(&cut.fold, cut.consistency, cut.time)?;
+        }
+        cut.fold.clear();
+        self.spare = Some(cut.fold);
+        if !cut.consistency.is_point() {
+            return Ok(false);
+        }
+        self.met.points += 1;
+        let world = self.shared.lock();
+        self.met.points_in_flight += u64::from(!world.at_rest());
+        if self.mutation == Some(Mutation::WritesRace) {
+            return Ok(true);
+        }
+        let what = |error: String| format!("epoch {} at tick {}: {error}", self.epoch, world.now);
+        let (first, last) = world.history.possible(&self.replica, self.instant, world.now).map_err(what)?;
+        world.history.untorn(&self.replica).map_err(what)?;
+        if cut.time.0 / NANOS_PER_TICK > last {
+            let error =
+                format!("dated {}, but its state is of {last} at the latest", cut.time.0 / NANOS_PER_TICK);
+            return Err(what(error));
+        }
+        self.instant = first;
+        Ok(true)
+    }
+
+    /// What the target does: everything through the sealed format.
+    fn apply(&mut self, fold: &Fold, consistency: Consistency, time: UnixNanos) -> Result<(), String> {
+        let key = GroupKey::from_bytes(KEY);
+        let stamp =
+            Stamp { group: GROUP, generation: Generation(1), epoch: self.epoch, consistency, cut_time: time };
+        let options = SealOptions { level: Level::Store, threads: 1 };
+        let sealed = seal(&stamp, &self.tracker.volumes(), fold, &key, options).map_err(|e| e.to_string())?;
+        let mut opener = Opener::new(key, GROUP, 1);
+        for piece in sealed.pieces {
+            opener.push(piece).map_err(|error| error.to_string())?;
+        }
+        let changeset = opener.finish().map_err(|error| error.to_string())?;
+        for change in changeset.changes() {
+            let first = self.bases[usize::from(change.volume)] + (change.extent.offset().0 / 512) as usize;
+            let sectors = (change.extent.length().0 / 512) as usize;
+            match change.payload {
+                Payload::Zero => self.replica[first..first + sectors].fill(0),
+                Payload::Data(data) => {
+                    for (index, bytes) in data.chunks_exact(512).enumerate() {
+                        self.replica[first + index] = value_of(bytes, first + index);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is written any more: everything must come to rest, and the replica be equal.
+    fn settle(&mut self) -> Result<(), String> {
+        self.shared.lock().writing = false;
+        for _ in 0..SETTLE_TURNS_MAX {
+            self.steps(4);
+            self.shared.lock().reuse_stale_slots();
+            if self.advance(self.limit)? == Progress::Full || self.shared.lock().rng.percent(10) {
+                self.cut()?;
+            }
+            let rest = {
+                let world = self.shared.lock();
+                world.at_rest() && world.ring.consumed == world.ring.produced
+            };
+            if rest && self.tracker.consistency().is_point() && self.cut()? {
+                let world = self.shared.lock();
+                let source = world.volumes.iter().flat_map(|volume| &volume.platter);
+                let differs = source.zip(&self.replica).position(|(source, replica)| source != replica);
+                return differs.map_or(Ok(()), |sector| {
+                    Err(format!(
+                        "at rest, but sector {sector} of the replica holds {:#x}",
+                        self.replica[sector]
+                    ))
+                });
+            }
+        }
+        Err(format!("nothing is written any more, but no point after {SETTLE_TURNS_MAX} turns"))
+    }
+}
+
+fn value_of(bytes: &[u8], sector: usize) -> Value {
+    let (value, rest) = bytes.split_at(4);
+    let value = Value::from_le_bytes(value.try_into().expect("4 bytes"));
+    let found = u32::from_le_bytes(rest[..4].try_into().expect("4 bytes"));
+    let expected = if value == 0 { 0 } else { sector as u32 };
+    if found == expected { value } else { GARBLED }
+}
+
+/// Runs the schedule of a seed.
+///
+/// `folds` are kept from schedule to schedule, because a new one fills a megabyte with zeroes.
+pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) -> Result<Met, String> {
+    let mut rng = Rng::new(seed);
+    let (config, pace) = (config(&mut rng), pace(&mut rng));
+    let read = GRANULE_BYTES * rng.between(1, 2) as u64;
+    let lanes = ByteCount(*rng.pick(&[1024, 4096, 1 << 20]));
+    let limits = TrackerLimits { read: ByteCount(read), reads: rng.between(1, 3), lanes };
+    let limit = ByteCount(*rng.pick(&[read * 4 / 3 + 4096, read * 2, 1 << 20, 1 << 20]));
+
+    let world = World::new(config, mutation, Rng::new(rng.next()));
+    let infos: Vec<VolumeInfo> = world
+        .volumes
+        .iter()
+        .zip(0..)
+        .map(|(volume, index)| VolumeInfo {
+            id: VolumeId([index; 16]),
+            name: format!("disk{index}"),
+            size: ByteCount(volume.sectors * 512),
+            logical_block: 512,
+        })
+        .collect();
+    let bases: Vec<usize> = world.volumes.iter().map(|volume| volume.base).collect();
+    let sectors = world.volumes.iter().map(|volume| volume.platter.len()).sum();
+    let now = UnixNanos(world.now * NANOS_PER_TICK);
+    let shared = Shared::new(world);
+    let (tap, disk) = sides(&shared);
+    let mut tracker = Tracker::new(tap, disk, infos, limits, now);
+    tracker.cut(folds.pop().unwrap_or_default());
+    let mut model = Model {
+        shared,
+        tracker,
+        mutation,
+        limit,
+        read: limits.read,
+        spare: folds.pop(),
+        epoch: Epoch::NONE,
+        replica: vec![0; sectors],
+        bases,
+        instant: 0,
+        met: Met::default(),
+    };
+    if mutation == Some(Mutation::RoundsOverlap) {
+        model.tracker.let_rounds_overlap();
+    }
+    let result = model.play(&mut rng, pace);
+    let told = format!("{:?}, limit {limit}, {limits:?}", model.shared.lock().config);
+    result.map_err(|error| format!("{error}\n{told}"))?;
+    folds.extend(model.spare.take());
+    folds.push(model.tracker.cut(Fold::new()).fold);
+    folds.iter_mut().for_each(Fold::clear);
+    let mut met = model.shared.lock().met;
+    (met.cuts, met.points, met.points_in_flight, met.full) =
+        (model.met.cuts, model.met.points, model.met.points_in_flight, model.met.full);
+    Ok(met)
+}
+
+impl Model {
+    fn play(&mut self, rng: &mut Rng, pace: Pace) -> Result<(), String> {
+        if pace.quiet {
+            // The initial copy without disturbance, so that what follows meets data mode at once.
+            self.shared.lock().writing = false;
+            for _ in 0..400 {
+                self.steps(4);
+                if self.advance(self.limit)? == Progress::Full {
+                    self.cut()?;
+                }
+                if self.tracker.consistency().is_point() {
+                    break;
+                }
+            }
+            self.shared.lock().writing = true;
+        }
+        for _ in 0..pace.turns {
+            if rng.percent(pace.traps) {
+                self.shared.lock().trap();
+            } else if rng.percent(pace.kernel) {
+                self.steps(*rng.pick(&[1, 2, 5, 12]));
+                continue;
+            }
+            if rng.percent(pace.suspects) {
+                let volume = VolumeIndex(rng.below(self.bases.len()) as u16);
+                let granule = rng.below(self.tracker.tap().granules(volume) as usize) as u64;
+                self.tracker.tap().mark_dirty(volume, Granule(granule));
+            }
+            // What waits to be sent leaves the open epoch little room.
+            let limit = if rng.percent(pace.pressure) { ByteCount(8192) } else { self.limit };
+            let full = self.advance(limit)? == Progress::Full;
+            let lags = {
+                let world = self.shared.lock();
+                world.ring.consumed < world.ring.produced
+            };
+            if rng.percent(if full {
+                30
+            } else if lags {
+                pace.cuts_behind
+            } else {
+                pace.cuts
+            }) {
+                self.cut()?;
+            }
+        }
+        self.settle()
+    }
+}

@@ -1,0 +1,35 @@
+//! Folding an epoch, and the sealed format it travels in: docs/formats/changeset.md.
+//!
+//! [`Fold`] collects the changes of one open epoch; [`seal()`] makes a changeset of them; [`Opener`] checks one that came
+//! over the wire and gives its [`Change`]s back. What lies between the two needs only the [`RoutingHeader`].
+
+mod bytes;
+mod changes;
+mod fold;
+mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+mod header;
+mod key;
+mod limits;
+mod open;
+mod plan;
+mod seal;
+mod slab;
+mod volume;
+mod workers;
+
+pub use changes::{Change, Changeset, Payload};
+pub use fold::Fold;
+pub use header::{HeaderError, MAGIC, RoutingHeader, Stamp, VERSION};
+pub use key::{GroupKey, KEY_BYTES, KeyError};
+pub use limits::{
+    EXTENTS_MAX, FRAME_EXTENTS_MAX, FRAME_PLAIN_BYTES, FRAMES_MAX, NAME_BYTES_MAX, PLAIN_BYTES_MAX,
+    SEALED_BYTES_MAX, VOLUMES_MAX, ZERO_RANGES_MAX,
+};
+pub use open::{ExtentFault, OpenError, Opener, Part};
+pub use seal::{Level, SealError, SealOptions, SealStats, Sealed, seal};
+pub use volume::{LOGICAL_BLOCK_BYTES_MAX, VolumeInfo, VolumesError};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,15 @@
+//! What operators and Seawall's parts tell each other about work and state, as JSON.
+//!
+//! Types only. Unknown fields are ignored and missing ones are empty, so that a report of an older or newer part can
+//! still be read; names and codes never change their meaning.
+
+mod request;
+mod state;
+mod status;
+
+pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
+pub use state::{Severity, StateCode};
+pub use status::{
+    AgentReport, CaptureMode, ProcessGroup, ProcessServerStatus, ServerStatus, TargetGroup, TargetLink,
+    TargetServerStatus, VolumeReport, VolumeSummary,
+};

@@ -1,0 +1,186 @@
+use std::fmt;
+use std::str::FromStr;
+
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::VolumeSummary;
+
+/// What an operator asks of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum OperatorRequest {
+    /// How it is; the answer is a [`crate::ServerStatus`].
+    Status,
+    /// The recovery points of a target server; the answer is a [`PointsReply`].
+    Points {
+        /// Of this group only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<GroupId>,
+    },
+    /// A volume of a target server as it was at a point; the answer is a [`ViewHead`], the bytes that are not zero,
+    /// and a [`ViewTail`].
+    ReadView {
+        /// Which group.
+        group: GroupId,
+        /// Which of its volumes.
+        volume: VolumeId,
+        /// When.
+        point: PointSelector,
+    },
+}
+
+/// Names a recovery point: `latest`, or an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PointSelector {
+    /// The newest there is.
+    #[default]
+    Latest,
+    /// The point at the cut that ended this epoch.
+    Epoch(Epoch),
+}
+
+/// A text that names no point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointSelectorError(String);
+
+impl fmt::Display for PointSelectorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "read recovery point {:?}: expected `latest` or an epoch's number; `seawall points` lists them",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for PointSelectorError {}
+
+impl fmt::Display for PointSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PointSelector::Latest => f.write_str("latest"),
+            PointSelector::Epoch(epoch) => epoch.fmt(f),
+        }
+    }
+}
+
+impl FromStr for PointSelector {
+    type Err = PointSelectorError;
+    fn from_str(text: &str) -> Result<PointSelector, PointSelectorError> {
+        if text == "latest" {
+            return Ok(PointSelector::Latest);
+        }
+        match text.parse() {
+            Ok(epoch) if epoch > 0 => Ok(PointSelector::Epoch(Epoch(epoch))),
+            _ => Err(PointSelectorError(text.chars().take(64).collect())),
+        }
+    }
+}
+
+impl Serialize for PointSelector {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PointSelector {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A recovery point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointInfo {
+    /// The epoch that it ends.
+    pub epoch: Epoch,
+    /// When the cut was taken, by the source's clock.
+    pub cut_time: UnixNanos,
+    /// What may be said of it; never none.
+    pub consistency: Consistency,
+    /// What the epoch changed on all volumes together.
+    pub changed_bytes: ByteCount,
+}
+
+/// The recovery points of a group, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPoints {
+    /// Which group.
+    pub group: GroupId,
+    /// The history that the points belong to.
+    pub generation: Generation,
+    /// What can be restored at each point.
+    pub volumes: Vec<VolumeSummary>,
+    /// The points.
+    pub points: Vec<PointInfo>,
+}
+
+/// The answer to [`OperatorRequest::Points`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointsReply {
+    /// One for each group.
+    pub groups: Vec<GroupPoints>,
+}
+
+/// What a view is, told before its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewHead {
+    /// Which group.
+    pub group: GroupId,
+    /// Which volume.
+    pub volume: VolumeSummary,
+    /// At which point.
+    pub point: PointInfo,
+}
+
+/// What a view was, told after its bytes, to be compared with what arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewTail {
+    /// How many bytes were sent; the rest of the volume is zeroes.
+    pub sent_bytes: ByteCount,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What operators' scripts send and read; a change here breaks them.
+    #[test]
+    fn requests_have_a_stable_text() {
+        let group = GroupId([0x11; 16]);
+        let volume = VolumeId([0x22; 16]);
+        let cases = [
+            (OperatorRequest::Status, r#"{"request":"status"}"#.to_owned()),
+            (OperatorRequest::Points { group: None }, r#"{"request":"points"}"#.to_owned()),
+            (
+                OperatorRequest::Points { group: Some(group) },
+                format!(r#"{{"request":"points","group":"{group}"}}"#),
+            ),
+            (
+                OperatorRequest::ReadView { group, volume, point: PointSelector::Latest },
+                format!(
+                    r#"{{"request":"read-view","group":"{group}","volume":"{volume}","point":"latest"}}"#
+                ),
+            ),
+            (
+                OperatorRequest::ReadView { group, volume, point: PointSelector::Epoch(Epoch(7)) },
+                format!(r#"{{"request":"read-view","group":"{group}","volume":"{volume}","point":"7"}}"#),
+            ),
+        ];
+        for (request, json) in cases {
+            assert_eq!(serde_json::to_string(&request).unwrap(), json);
+            assert_eq!(serde_json::from_str::<OperatorRequest>(&json).unwrap(), request);
+        }
+        assert!(serde_json::from_str::<OperatorRequest>(r#"{"request":"format-disk"}"#).is_err());
+    }
+
+    #[test]
+    fn points_are_named_by_epoch_or_latest() {
+        assert_eq!("latest".parse(), Ok(PointSelector::Latest));
+        assert_eq!("12".parse(), Ok(PointSelector::Epoch(Epoch(12))));
+        for bad in ["", "0", "-1", "newest", "1.5"] {
+            assert!(bad.parse::<PointSelector>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! A layer's header and volume table, byte by byte.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, SECTOR_BYTES, UnixNanos, VolumeId};
+use changeset::{NAME_BYTES_MAX, VOLUMES_MAX, VolumeInfo};
+use durable::StorageFile;
+
+use super::index::ENTRY_BYTES;
+use crate::ReplicaError;
+use crate::bytes::{get, get_u16, get_u32, get_u64, put};
+use crate::error::Context;
+
+const MAGIC: [u8; 8] = *b"SEAWUNDO";
+/// 1: the first.
+const VERSION: u32 = 1;
+pub(crate) const HEADER_BYTES: usize = 128;
+const VOLUME_BYTES: usize = 304;
+const NAME_AT: usize = 48;
+const _: () = assert!(NAME_AT + NAME_BYTES_MAX <= VOLUME_BYTES);
+/// Data begins at a multiple of this.
+const DATA_ALIGNMENT: u64 = 4096;
+const FILE_SUFFIX: &str = ".layer";
+const EPOCH_DIGITS: usize = 20;
+
+/// What an epoch is: all that a list of recovery points shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) group: GroupId,
+    pub(crate) generation: Generation,
+    pub(crate) epoch: Epoch,
+    pub(crate) cut_time: UnixNanos,
+    pub(crate) consistency: Consistency,
+    /// Data bytes that the epoch wrote.
+    pub(crate) written: ByteCount,
+    /// Bytes that the epoch made read as zeroes.
+    pub(crate) zeroed: ByteCount,
+    /// The group's volumes at the epoch's cut, shared between layers that agree.
+    pub(crate) volumes: Arc<[VolumeInfo]>,
+}
+
+/// A layer's header and volume table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) meta: Meta,
+    /// Index entries of each volume, in the order of the table.
+    pub(crate) entries: Box<[u64]>,
+    pub(crate) data_bytes: u64,
+    pub(crate) index_crc: u32,
+    pub(crate) file_bytes: u64,
+}
+
+/// Where a layer's data begins: after the header and the volume table.
+pub(crate) fn data_position(volumes: usize) -> u64 {
+    ((HEADER_BYTES + volumes * VOLUME_BYTES) as u64).next_multiple_of(DATA_ALIGNMENT)
+}
+
+impl Header {
+    pub(crate) fn data_position(&self) -> u64 {
+        data_position(self.meta.volumes.len())
+    }
+
+    pub(crate) fn index_position(&self) -> u64 {
+        self.data_position() + self.data_bytes
+    }
+
+    pub(crate) fn entries_total(&self) -> u64 {
+        self.entries.iter().sum()
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let Meta { volumes, .. } = &self.meta;
+        let mut bytes = vec![0; HEADER_BYTES + volumes.len() * VOLUME_BYTES];
+        let (head, table) = bytes.split_at_mut(HEADER_BYTES);
+        for ((row, info), entries) in table.chunks_exact_mut(VOLUME_BYTES).zip(&**volumes).zip(&self.entries)
+        {
+            put(row, 0, &info.id.0);
+            put(row, 16, &info.size.0.to_le_bytes());
+            put(row, 24, &entries.to_le_bytes());
+            put(row, 32, &info.logical_block.to_le_bytes());
+            put(row, 36, &(info.name.len() as u16).to_le_bytes());
+            put(row, NAME_AT, info.name.as_bytes());
+        }
+        put(head, 0, &MAGIC);
+        put(head, 8, &VERSION.to_le_bytes());
+        put(head, 12, &(volumes.len() as u32).to_le_bytes());
+        put(head, 16, &self.meta.group.0);
+        put(head, 32, &self.meta.generation.0.to_le_bytes());
+        put(head, 40, &self.meta.epoch.0.to_le_bytes());
+        put(head, 48, &self.meta.cut_time.0.to_le_bytes());
+        put(head, 56, &self.meta.written.0.to_le_bytes());
+        put(head, 64, &self.meta.zeroed.0.to_le_bytes());
+        head[72] = self.meta.consistency as u8;
+        put(head, 80, &self.entries_total().to_le_bytes());
+        put(head, 88, &self.data_bytes.to_le_bytes());
+        put(head, 96, &self.file_bytes.to_le_bytes());
+        put(head, 116, &self.index_crc.to_le_bytes());
+        put(head, 120, &crc32c::crc32c(table).to_le_bytes());
+        let crc = crc32c::crc32c(&head[..HEADER_BYTES - 4]);
+        put(head, HEADER_BYTES - 4, &crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the header of a layer file. Nothing is allocated from a length that was not checked.
+    pub(crate) fn read(file: &dyn StorageFile, path: &Path) -> Result<Header, ReplicaError> {
+        let corrupt = |problem: String| ReplicaError::corrupt(path, problem);
+        let length = file.len().context("measure undo layer", path)?;
+        if length < HEADER_BYTES as u64 {
+            return Err(corrupt(format!("{length} bytes are too short for an undo layer")));
+        }
+        let mut head = [0; HEADER_BYTES];
+        file.read_exact_at(&mut head, 0).context("read undo layer header", path)?;
+        let volumes = check_head(&head, length).map_err(corrupt)?;
+        let mut table = vec![0; volumes * VOLUME_BYTES];
+        file.read_exact_at(&mut table, HEADER_BYTES as u64).context("read undo layer volumes", path)?;
+        decode(&head, &table).map_err(corrupt)
+    }
+}
+
+/// Checks magic, version, checksum and lengths; gives the number of volumes.
+fn check_head(head: &[u8; HEADER_BYTES], length: u64) -> Result<usize, String> {
+    if head[..8] != MAGIC {
+        return Err("not an undo layer (wrong magic)".to_owned());
+    }
+    let version = get_u32(head, 8);
+    if version != VERSION {
+        return Err(format!(
+            "undo layer version {version} is not known; this program reads version {VERSION}"
+        ));
+    }
+    if crc32c::crc32c(&head[..HEADER_BYTES - 4]) != get_u32(head, HEADER_BYTES - 4) {
+        return Err("header checksum does not match (damaged)".to_owned());
+    }
+    let volumes = get_u32(head, 12) as usize;
+    if volumes > VOLUMES_MAX {
+        return Err(format!("{volumes} volumes, at most {VOLUMES_MAX} are possible"));
+    }
+    let (entries, data, file) = (get_u64(head, 80), get_u64(head, 88), get_u64(head, 96));
+    let expected = entries
+        .checked_mul(ENTRY_BYTES as u64)
+        .and_then(|index| index.checked_add(data))
+        .and_then(|content| content.checked_add(data_position(volumes)));
+    if expected != Some(file) {
+        return Err(format!("{entries} entries and {data} bytes of data do not make a file of {file} bytes"));
+    }
+    if file != length {
+        return Err(format!("{length} bytes long where its header says {file} (cut short or grown)"));
+    }
+    Ok(volumes)
+}
+
+fn decode(head: &[u8; HEADER_BYTES], table: &[u8]) -> Result<Header, String> {
+    if crc32c::crc32c(table) != get_u32(head, 120) {
+        return Err("volume table checksum does not match (damaged)".to_owned());
+    }
+    let mut entries = Vec::new();
+    let mut volumes = Vec::new();
+    for row in table.chunks_exact(VOLUME_BYTES) {
+        let name = usize::from(get_u16(row, 36));
+        let name = row[NAME_AT..].get(..name).ok_or_else(|| format!("a name of {name} bytes is too long"))?;
+        entries.push(get_u64(row, 24));
+        volumes.push(VolumeInfo {
+            id: VolumeId(get(row, 0)),
+            name: decode_name(name)?,
+            size: ByteCount(get_u64(row, 16)),
+            logical_block: get_u32(row, 32),
+        });
+    }
+    check_volumes(&volumes)?;
+    let total = entries.iter().try_fold(0_u64, |sum, entries| sum.checked_add(*entries));
+    if total != Some(get_u64(head, 80)) {
+        return Err("its volumes' entries do not add up".to_owned());
+    }
+    let consistency =
+        Consistency::from_byte(head[72]).ok_or_else(|| format!("consistency {} means nothing", head[72]))?;
+    Ok(Header {
+        meta: Meta {
+            group: GroupId(get(head, 16)),
+            generation: Generation(get_u64(head, 32)),
+            epoch: Epoch(get_u64(head, 40)),
+            cut_time: UnixNanos(get_u64(head, 48)),
+            consistency,
+            written: ByteCount(get_u64(head, 56)),
+            zeroed: ByteCount(get_u64(head, 64)),
+            volumes: volumes.into(),
+        },
+        entries: entries.into(),
+        data_bytes: get_u64(head, 88),
+        index_crc: get_u32(head, 116),
+        file_bytes: get_u64(head, 96),
+    })
+}
+
+pub(crate) fn decode_name(bytes: &[u8]) -> Result<String, String> {
+    if bytes.len() > NAME_BYTES_MAX {
+        return Err(format!("a volume's name of {} bytes is too long", bytes.len()));
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(name) => Ok(name.to_owned()),
+        Err(_) => Err("a volume's name is not UTF-8".to_owned()),
+    }
+}
+
+/// The rules for volumes wherever they are kept.
+pub(crate) fn check_volumes<'a>(volumes: impl IntoIterator<Item = &'a VolumeInfo>) -> Result<(), String> {
+    let mut ids = HashSet::new();
+    for VolumeInfo { id, name, size, .. } in volumes {
+        if !ids.insert(*id) {
+            return Err(format!("{id:?} stands twice"));
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return Err(format!("the name of {id:?} has {} bytes, at most {NAME_BYTES_MAX} go", name.len()));
+        }
+        if !size.0.is_multiple_of(SECTOR_BYTES) {
+            return Err(format!("the size of {id:?}, {} bytes, is not a multiple of {SECTOR_BYTES}", size.0));
+        }
+    }
+    match ids.len() {
+        count if count > VOLUMES_MAX => Err(format!("{count} volumes, at most {VOLUMES_MAX} go")),
+        _ => Ok(()),
+    }
+}
+
+/// A layer file's name: the epoch in 20 digits, so that names sort as epochs do.
+pub(crate) fn file_name(epoch: Epoch) -> String {
+    format!("{:0EPOCH_DIGITS$}{FILE_SUFFIX}", epoch.0)
+}
+
+/// The epoch that a layer file's name says; `None` when it is no such name.
+pub(crate) fn parse_file_name(name: &str) -> Option<Epoch> {
+    let digits = name.strip_suffix(FILE_SUFFIX)?;
+    let plain = digits.len() == EPOCH_DIGITS && digits.bytes().all(|digit| digit.is_ascii_digit());
+    digits.parse().ok().filter(|_| plain).map(Epoch)
+}

@@ -1,0 +1,308 @@
+//! Where a replica stands. The byte table is docs/formats/replica-state.md; it is the payload of a
+//! [`durable::RecordFile`], so one write and one sync for each epoch, and a torn write leaves the state before.
+
+use std::path::{Path, PathBuf};
+
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use changeset::{NAME_BYTES_MAX, VOLUMES_MAX, VolumeInfo};
+use durable::{RECORD_PAYLOAD_BYTES_MAX, RecordError, RecordFile, Storage};
+
+use crate::bytes::{get, get_u16, get_u32, get_u64, put};
+use crate::image::Place;
+use crate::{ReplicaError, layer};
+
+pub(crate) const FILE_NAME: &str = "state";
+const MAGIC: [u8; 8] = *b"SEAWREPL";
+/// 1: the first.
+const VERSION: u32 = 1;
+const HEAD_BYTES: usize = 80;
+/// Of a volume, before its name.
+const VOLUME_BYTES: usize = 32;
+const CRC_BYTES: usize = 4;
+
+/// What is known of a replica apart from its content.
+///
+/// Invariants, checked before writing and after reading: `floor <= applied`; a generation is known once an epoch is
+/// applied; volumes have distinct ids, sizes in whole sectors and names within the limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) group: GroupId,
+    /// `None` until the first changeset arrives.
+    pub(crate) generation: Option<Generation>,
+    /// The last epoch that the images hold, whole and durable.
+    pub(crate) applied: Epoch,
+    /// The oldest recovery point; 0 before the first. Layers before it are leftovers.
+    pub(crate) floor: Epoch,
+    /// Of the applied epoch.
+    pub(crate) cut_time: UnixNanos,
+    /// Of the applied epoch.
+    pub(crate) consistency: Consistency,
+    /// Every volume that has an image, in the order they first came.
+    pub(crate) volumes: Vec<VolumeState>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeState {
+    pub(crate) info: VolumeInfo,
+    pub(crate) place: Place,
+}
+
+impl State {
+    pub(crate) fn new(group: GroupId) -> State {
+        State {
+            group,
+            generation: None,
+            applied: Epoch::NONE,
+            floor: Epoch::NONE,
+            cut_time: UnixNanos(0),
+            consistency: Consistency::None,
+            volumes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn volume(&self, id: VolumeId) -> Option<&VolumeState> {
+        self.volumes.iter().find(|volume| volume.info.id == id)
+    }
+
+    /// The first invariant that does not hold.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.floor > self.applied {
+            return Err(format!("oldest point {} is past the applied epoch {}", self.floor, self.applied));
+        }
+        if self.generation.is_none() && self.applied > Epoch::NONE {
+            return Err(format!("epoch {} is applied without a generation", self.applied));
+        }
+        layer::check_volumes(self.volumes.iter().map(|volume| &volume.info))?;
+        match self.length() {
+            length if length > RECORD_PAYLOAD_BYTES_MAX => Err(format!(
+                "{} volumes with their names take {length} bytes, more than {RECORD_PAYLOAD_BYTES_MAX}; \
+                 shorten their names",
+                self.volumes.len()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn length(&self) -> usize {
+        let volumes: usize = self.volumes.iter().map(|volume| VOLUME_BYTES + volume.info.name.len()).sum();
+        HEAD_BYTES + volumes + CRC_BYTES
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        assert_eq!(self.check(), Ok(()), "a replica's state is sound before it is written");
+        let mut bytes = vec![0; self.length()];
+        put(&mut bytes, 0, &MAGIC);
+        put(&mut bytes, 8, &VERSION.to_le_bytes());
+        put(&mut bytes, 12, &(self.volumes.len() as u32).to_le_bytes());
+        put(&mut bytes, 16, &self.group.0);
+        put(&mut bytes, 32, &self.generation.map_or(0, |generation| generation.0).to_le_bytes());
+        put(&mut bytes, 40, &self.applied.0.to_le_bytes());
+        put(&mut bytes, 48, &self.floor.0.to_le_bytes());
+        put(&mut bytes, 56, &self.cut_time.0.to_le_bytes());
+        bytes[64] = self.consistency as u8;
+        bytes[65] = u8::from(self.generation.is_some());
+        let mut at = HEAD_BYTES;
+        for VolumeState { info, place } in &self.volumes {
+            put(&mut bytes, at, &info.id.0);
+            put(&mut bytes, at + 16, &info.size.0.to_le_bytes());
+            put(&mut bytes, at + 24, &info.logical_block.to_le_bytes());
+            bytes[at + 28] = *place as u8;
+            put(&mut bytes, at + 30, &(info.name.len() as u16).to_le_bytes());
+            put(&mut bytes, at + VOLUME_BYTES, info.name.as_bytes());
+            at += VOLUME_BYTES + info.name.len();
+        }
+        let crc = crc32c::crc32c(&bytes[..at]);
+        put(&mut bytes, at, &crc.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<State, String> {
+        if bytes.len() < HEAD_BYTES + CRC_BYTES {
+            return Err(format!("{} bytes are too short for a replica's state", bytes.len()));
+        }
+        if bytes[..8] != MAGIC {
+            return Err("not a replica's state (wrong magic)".to_owned());
+        }
+        let version = get_u32(bytes, 8);
+        if version != VERSION {
+            return Err(format!(
+                "state version {version} is not known; this program reads version {VERSION}"
+            ));
+        }
+        let body = bytes.len() - CRC_BYTES;
+        if crc32c::crc32c(&bytes[..body]) != get_u32(bytes, body) {
+            return Err("checksum does not match (damaged)".to_owned());
+        }
+        let count = get_u32(bytes, 12) as usize;
+        if count > VOLUMES_MAX {
+            return Err(format!("{count} volumes, at most {VOLUMES_MAX} are possible"));
+        }
+        let known = match bytes[65] {
+            0 => false,
+            1 => true,
+            byte => return Err(format!("generation flag {byte} means nothing")),
+        };
+        let consistency = Consistency::from_byte(bytes[64])
+            .ok_or_else(|| format!("consistency {} means nothing", bytes[64]))?;
+        let mut rest = &bytes[HEAD_BYTES..body];
+        let mut volumes = Vec::with_capacity(count);
+        for _ in 0..count {
+            let short = || "cut short within the volumes".to_owned();
+            let (volume, after) = rest.split_at_checked(VOLUME_BYTES).ok_or_else(short)?;
+            let (name, after) = after.split_at_checked(get_u16(volume, 30).into()).ok_or_else(short)?;
+            volumes.push(VolumeState {
+                info: VolumeInfo {
+                    id: VolumeId(get(volume, 0)),
+                    name: layer::decode_name(name)?,
+                    size: ByteCount(get_u64(volume, 16)),
+                    logical_block: get_u32(volume, 24),
+                },
+                place: Place::from_byte(volume[28])
+                    .ok_or_else(|| format!("place {} means nothing", volume[28]))?,
+            });
+            rest = after;
+        }
+        if !rest.is_empty() {
+            return Err(format!("{} bytes follow the volumes", rest.len()));
+        }
+        let state = State {
+            group: GroupId(get(bytes, 16)),
+            generation: known.then(|| Generation(get_u64(bytes, 32))),
+            applied: Epoch(get_u64(bytes, 40)),
+            floor: Epoch(get_u64(bytes, 48)),
+            cut_time: UnixNanos(get_u64(bytes, 56)),
+            consistency,
+            volumes,
+        };
+        state.check()?;
+        Ok(state)
+    }
+}
+
+const _: () = assert!(NAME_BYTES_MAX <= u16::MAX as usize);
+
+/// The open state file.
+#[derive(Debug)]
+pub(crate) struct StateFile(RecordFile);
+
+impl StateFile {
+    pub(crate) fn path(dir: &Path) -> PathBuf {
+        dir.join(FILE_NAME)
+    }
+
+    /// A new file, durable when this returns.
+    pub(crate) fn create(
+        storage: &dyn Storage,
+        dir: &Path,
+        state: &State,
+    ) -> Result<StateFile, ReplicaError> {
+        let path = StateFile::path(dir);
+        RecordFile::create(storage, &path, &state.encode()).map(StateFile).map_err(|error| from(error, &path))
+    }
+
+    /// An existing file and what it says.
+    pub(crate) fn open(storage: &dyn Storage, dir: &Path) -> Result<(StateFile, State), ReplicaError> {
+        let path = StateFile::path(dir);
+        let (file, payload) = RecordFile::open(storage, &path).map_err(|error| from(error, &path))?;
+        let state = State::decode(&payload).map_err(|problem| ReplicaError::corrupt(&path, problem))?;
+        Ok((StateFile(file), state))
+    }
+
+    /// Replaces the state, durably. After a failure either state may be found, and the file takes no more.
+    pub(crate) fn write(&mut self, state: &State, dir: &Path) -> Result<(), ReplicaError> {
+        self.0.write(&state.encode()).map_err(|error| from(error, &StateFile::path(dir)))
+    }
+}
+
+fn from(error: RecordError, path: &Path) -> ReplicaError {
+    match error {
+        RecordError::Io { action, source, .. } => {
+            ReplicaError::Io { doing: action, path: path.to_owned(), source }
+        }
+        other => ReplicaError::corrupt(path, other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State {
+            group: GroupId([0x11; 16]),
+            generation: Some(Generation(2)),
+            applied: Epoch(0x0a0b),
+            floor: Epoch(9),
+            cut_time: UnixNanos(0x0102_0304_0506_0708),
+            consistency: Consistency::Filesystem,
+            volumes: vec![VolumeState {
+                info: VolumeInfo {
+                    id: VolumeId([0x22; 16]),
+                    name: "sda".to_owned(),
+                    size: ByteCount(1 << 30),
+                    logical_block: 4096,
+                },
+                place: Place::Device,
+            }],
+        }
+    }
+
+    /// The bytes of docs/formats/replica-state.md. A change here breaks every replica there is.
+    #[test]
+    fn golden_bytes() {
+        let mut golden = Vec::new();
+        golden.extend_from_slice(b"SEAWREPL");
+        golden.extend_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0]);
+        golden.extend_from_slice(&[0x11; 16]);
+        golden.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend_from_slice(&[0x0b, 0x0a, 0, 0, 0, 0, 0, 0]);
+        golden.extend_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend_from_slice(&[8, 7, 6, 5, 4, 3, 2, 1]);
+        golden.extend_from_slice(&[2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend_from_slice(&[0x22; 16]);
+        golden.extend_from_slice(&[0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, 0, 3, 0]);
+        golden.extend_from_slice(b"sda");
+        golden.extend_from_slice(&GOLDEN_CRC);
+        assert_eq!(state().encode(), golden);
+        assert_eq!(State::decode(&golden).unwrap(), state());
+    }
+
+    const GOLDEN_CRC: [u8; 4] = [0x8a, 0x0c, 0xb5, 0x74];
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_refused() {
+        let bytes = state().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut bytes = bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(State::decode(&bytes).is_err(), "bit {bit}");
+        }
+        for length in 0..bytes.len() {
+            assert!(State::decode(&bytes[..length]).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused_although_the_checksum_is_right() {
+        let seal = |mut bytes: Vec<u8>| {
+            let body = bytes.len() - CRC_BYTES;
+            let crc = crc32c::crc32c(&bytes[..body]);
+            put(&mut bytes, body, &crc.to_le_bytes());
+            State::decode(&bytes).unwrap_err()
+        };
+        let with = |at: usize, value: u8| {
+            let mut bytes = state().encode();
+            bytes[at] = value;
+            seal(bytes)
+        };
+        assert!(with(54, 1).contains("oldest point"));
+        assert!(with(64, 4).contains("consistency 4"));
+        assert!(with(65, 0).contains("without a generation"));
+        assert!(with(12, 2).contains("cut short"));
+        assert!(with(12, 0).contains("follow the volumes"));
+        assert!(with(13, 255).contains("volumes, at most"));
+        assert!(with(HEAD_BYTES + 16, 1).contains("multiple of 512"));
+        assert!(with(HEAD_BYTES + 28, 9).contains("place 9"));
+        assert!(with(HEAD_BYTES + VOLUME_BYTES, 0xff).contains("UTF-8"));
+    }
+}

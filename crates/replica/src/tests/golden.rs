@@ -1,0 +1,189 @@
+use std::path::Path;
+
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use changeset::VolumeInfo;
+use durable::{CrashStorage, OpenMode, Storage};
+
+use crate::image::{DataCursor, Image};
+use crate::layer::{Index, Layer, LayerWriter, Meta, Scratch, file_name, parse_file_name};
+use crate::recover::for_each_run;
+use crate::{Place, ReplicaError};
+
+fn meta() -> Meta {
+    let volumes = [VolumeInfo {
+        id: VolumeId([0x22; 16]),
+        name: "sda".to_owned(),
+        size: ByteCount(0x10_0000),
+        logical_block: 512,
+    }];
+    Meta {
+        group: GroupId([0x11; 16]),
+        generation: Generation(2),
+        epoch: Epoch(0x0a0b),
+        cut_time: UnixNanos(0x0102_0304_0506_0708),
+        consistency: Consistency::Filesystem,
+        written: ByteCount(0x2200),
+        zeroed: ByteCount(0x600),
+        volumes: volumes.into(),
+    }
+}
+
+/// A layer over an image with one block of `5a`, a block of zeroes, a sector of `a5`, and a hole.
+fn written(storage: &CrashStorage) -> Vec<u8> {
+    let path = Path::new("/image");
+    let file = storage.open(path, OpenMode::CreateNew).unwrap();
+    file.set_len(0x10_0000).unwrap();
+    file.write_all_at(&[0x5a; 4096], 0x1000).unwrap();
+    file.write_all_at(&[0; 4096], 0x2000).unwrap();
+    file.write_all_at(&[0xa5; 512], 0x3000).unwrap();
+    let image = Image::open(storage, path, Place::File).unwrap();
+    let mut scratch = Scratch::default();
+    let mut layer = LayerWriter::create(storage, Path::new("/"), meta(), &mut scratch).unwrap();
+    let mut cursor = DataCursor::default();
+    layer.keep(0, 0x1000..0x3200, &image, &mut cursor).unwrap();
+    layer.keep(0, 0x8_0000..0x8_0600, &image, &mut cursor).unwrap();
+    layer.finish().unwrap();
+    let file = storage.open(&Path::new("/").join(file_name(Epoch(0x0a0b))), OpenMode::Read).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// The bytes of docs/formats/undo-layer.md. A change here breaks every layer there is.
+#[test]
+fn golden_bytes() {
+    let mut golden = Vec::new();
+    golden.extend_from_slice(b"SEAWUNDO");
+    golden.extend_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0]);
+    golden.extend_from_slice(&[0x11; 16]);
+    golden.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0x0b, 0x0a, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[8, 7, 6, 5, 4, 3, 2, 1]);
+    golden.extend_from_slice(&[0, 0x22, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0, 6, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[4, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0, 0x12, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0x60, 0x22, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0; 12]);
+    golden.extend_from_slice(&GOLDEN_INDEX_CRC);
+    golden.extend_from_slice(&GOLDEN_TABLE_CRC);
+    golden.extend_from_slice(&GOLDEN_HEADER_CRC);
+    assert_eq!(golden.len(), 128);
+    golden.extend_from_slice(&[0x22; 16]);
+    golden.extend_from_slice(&[0, 0, 0x10, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[4, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0, 2, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(b"sda");
+    golden.resize(4096, 0);
+    golden.extend_from_slice(&[0x5a; 4096]);
+    golden.extend_from_slice(&[0xa5; 512]);
+    // Block 1: data. Block 2: zeroes. Sector 0x18: data. Sectors 0x400 to 0x403: a hole.
+    golden.extend_from_slice(&[8, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0]);
+    golden.extend_from_slice(&GOLDEN_BLOCK_CRC);
+    golden.extend_from_slice(&[0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0x18, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    golden.extend_from_slice(&GOLDEN_SECTOR_CRC);
+    golden.extend_from_slice(&[0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    let bytes = written(&CrashStorage::new());
+    if let Some(at) = golden.iter().zip(&bytes).position(|(a, b)| a != b) {
+        panic!("byte {at}: {:02x?} and not {:02x?}", &bytes[at..at + 4], &golden[at..at + 4]);
+    }
+    assert_eq!(bytes.len(), golden.len());
+}
+
+const GOLDEN_INDEX_CRC: [u8; 4] = [0x9e, 0xf4, 0x41, 0x11];
+const GOLDEN_TABLE_CRC: [u8; 4] = [0x3b, 0xa3, 0x56, 0x1a];
+const GOLDEN_HEADER_CRC: [u8; 4] = [0x91, 0xd5, 0x0e, 0xae];
+const GOLDEN_BLOCK_CRC: [u8; 4] = [0x49, 0x8c, 0xf1, 0x37];
+const GOLDEN_SECTOR_CRC: [u8; 4] = [0x7d, 0x15, 0xe5, 0x7b];
+
+fn read(bytes: &[u8]) -> Result<u64, ReplicaError> {
+    let storage = CrashStorage::new();
+    let path = Path::new("/layer");
+    let file = storage.open(path, OpenMode::CreateNew).unwrap();
+    file.write_all_at(bytes, 0).unwrap();
+    let layer = Layer::open(&storage, path)?;
+    let index = Index::read(&*file, &layer.header, path)?;
+    let mut total = 0;
+    for (_, entries) in index.volumes() {
+        for_each_run(&*file, path, entries, |entry, _| {
+            total += entry.length();
+            Ok(())
+        })?;
+    }
+    Ok(total)
+}
+
+/// Every single flipped bit that means something is found, and every cut.
+#[test]
+fn damage_is_refused() {
+    let bytes = written(&CrashStorage::new());
+    assert_eq!(read(&bytes).unwrap(), 0x2200 + 0x600);
+    let table_end = 128 + 304;
+    for at in (0..table_end).chain(4096..bytes.len()) {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1 << (at % 8);
+        let error = read(&bytes).expect_err("a flipped bit");
+        assert!(matches!(error, ReplicaError::Corrupt { .. }), "byte {at}: {error}");
+    }
+    for length in (0..bytes.len()).step_by(61).chain([bytes.len() - 1]) {
+        assert!(matches!(read(&bytes[..length]), Err(ReplicaError::Corrupt { .. })), "{length} bytes");
+    }
+    let longer = [&bytes[..], &[0]].concat();
+    assert!(matches!(read(&longer), Err(ReplicaError::Corrupt { .. })));
+}
+
+/// Right checksums do not make wrong content acceptable, and nothing panics or allocates for it.
+#[test]
+fn contradictions_under_a_right_checksum_are_refused() {
+    let bytes = written(&CrashStorage::new());
+    let refused = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = bytes.clone();
+        change(&mut bytes);
+        let put =
+            |bytes: &mut Vec<u8>, at: usize, crc: u32| bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        let index = crc32c::crc32c(&bytes[0x2200..]);
+        put(&mut bytes, 116, index);
+        let table = crc32c::crc32c(&bytes[128..128 + 304]);
+        put(&mut bytes, 120, table);
+        let head = crc32c::crc32c(&bytes[..124]);
+        put(&mut bytes, 124, head);
+        match read(&bytes) {
+            Err(ReplicaError::Corrupt { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(refused(&|bytes| bytes[12] = 0).contains("volume table checksum"));
+    assert!(refused(&|bytes| bytes[12] = 100).contains("do not make a file"));
+    assert!(refused(&|bytes| bytes[14] = 1).contains("volumes, at most"));
+    assert!(refused(&|bytes| bytes[72] = 9).contains("consistency 9"));
+    assert!(refused(&|bytes| bytes[80..88].fill(0xff)).contains("do not make a file"));
+    assert!(refused(&|bytes| bytes[128 + 24] = 3).contains("do not add up"));
+    assert!(refused(&|bytes| bytes[128 + 24..128 + 32].fill(0xff)).contains("do not add up"));
+    assert!(refused(&|bytes| bytes[128 + 36..128 + 38].fill(0xff)).contains("too long"));
+    assert!(refused(&|bytes| bytes[128 + 48] = 0xff).contains("UTF-8"));
+    assert!(refused(&|bytes| bytes[128 + 16] = 1).contains("multiple of 512"));
+    let entry = 0x2200;
+    assert!(refused(&|bytes| bytes[entry..entry + 8].fill(0xff)).contains("out of range"));
+    assert!(refused(&|bytes| bytes[entry + 8..entry + 16].fill(0xff)).contains("out of range"));
+    assert!(refused(&|bytes| bytes[entry + 16..entry + 20].fill(0)).contains("out of range"));
+    assert!(refused(&|bytes| bytes[entry + 24] = 8).contains("out of range"));
+}
+
+#[test]
+fn layer_names() {
+    assert_eq!(file_name(Epoch(42)), "00000000000000000042.layer");
+    for epoch in [0, 42, u64::MAX] {
+        assert_eq!(parse_file_name(&file_name(Epoch(epoch))), Some(Epoch(epoch)));
+    }
+    for name in [
+        "",
+        "42.layer",
+        "00000000000000000042.layer.new",
+        "+0000000000000000042.layer",
+        "99999999999999999999.layer",
+    ] {
+        assert_eq!(parse_file_name(name), None, "{name}");
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests against a simple-minded oracle, crashes at every step, failures, and readers beside the writer.
+
+mod concurrent;
+mod crash;
+mod faults;
+mod golden;
+mod model;
+mod random;
+mod refusals;

@@ -1,0 +1,43 @@
+//! How Seawall's parts talk: TLS 1.3 with both sides proven, a frozen handshake, frames, credit. Payloads are opaque.
+//!
+//! A connection is made by [`connect`] or accepted by a [`Listener`]; both sides then know who the other is, as the
+//! local [`authority`] wrote it into the certificate ([`Identity`]). What follows is either a delivery of changesets
+//! ([`Sender`], [`Receiver`]) or one request of an operator ([`Operator`], [`Operation`]).
+//!
+//! The bytes are in docs/formats/wire.md.
+
+pub mod authority;
+mod credentials;
+mod delivery;
+mod error;
+mod frame;
+mod handshake;
+mod identity;
+mod link;
+mod listener;
+mod operate;
+mod refusal;
+mod retry;
+mod tls;
+
+pub use authority::{Authority, AuthorityError};
+pub use credentials::{CA_FILE, CERT_FILE, CREDENTIAL_BYTES_MAX, Credentials, CredentialsError, KEY_FILE};
+pub use delivery::{
+    ACCEPT_TIME_MAX, Answerer, DATA_FRAME_BYTES, Incoming, REPORT_BYTES_MAX, Receipts, Receiver, Sender,
+};
+pub use error::WireError;
+pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, FrameError, FrameKind, Held, REFUSAL_BYTES_MAX};
+pub use handshake::{HANDSHAKE_BYTES, HANDSHAKE_MAGIC, HandshakeError, Purpose, VERSIONS};
+pub use identity::{Identity, IdentityError, NAME_BYTES_MAX, Role};
+pub use link::{FRAMES_LEAVING_MAX, FRAMES_QUEUED_MAX, LINGER_MAX, PING_EVERY, SILENCE_MAX};
+pub use listener::{
+    BACKLOG, CONNECT_TIME_MAX, Connection, HANDSHAKE_TIME_MAX, HANDSHAKES_PENDING_MAX, Listener, Pending,
+    connect, connect_for,
+};
+pub use operate::{
+    OPENING_TIME_MAX, Opening, Operation, Operator, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, VIEW_WINDOW,
+    ViewReader, ViewWriter,
+};
+pub use refusal::RefusalCode;
+pub use retry::{QUICK_PHASE, QUICK_WAIT, Retry, SLOW_WAIT_MINUTES};
+pub use tls::ALPN;

@@ -1,0 +1,293 @@
+//! Forwarding one group's changesets to one target.
+//!
+//! Consistency: the target says what it holds, delivery goes on after it, in order; the cache checks that this can be the
+//! same history. Crash consistency: the cursor is the cache's; a target that is told something twice refuses it. Retries:
+//! as [`wire::Retry`] says; what needs a person or a new generation is named in the state, and looked at again every
+//! [`MENDED_WAIT`], because a person may have mended it. Cancellation: dropping the task drops the connection; the target discards the unfinished changeset.
+//!
+//! Memory: two chunks being read ([`cache::CHUNK_BYTES`]) and what the wire queues; further bytes wait for the target's credit.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use block::{Generation, UnixNanos};
+use bytes::Bytes;
+use cache::{HeldChangeset, Position, ReadError};
+use control::StateCode;
+use tokio::task::JoinHandle;
+use wire::{Receipts, RefusalCode, Retry, Role, Sender, WireError};
+
+use crate::hub::{Hub, Route};
+use crate::server::Server;
+
+/// How often a target that refused for good is asked again.
+const MENDED_WAIT: Duration = Duration::from_secs(60);
+/// How long the cache is left alone after it could not be read.
+const READ_RETRY_WAIT: Duration = Duration::from_secs(5);
+
+/// Why a session ended.
+enum Ended {
+    /// Everything of its generation is applied, and the next changeset is of a later one.
+    NextGeneration,
+    Wire(WireError),
+    Read(ReadError),
+}
+
+impl From<WireError> for Ended {
+    fn from(error: WireError) -> Ended {
+        Ended::Wire(error)
+    }
+}
+
+impl From<ReadError> for Ended {
+    fn from(error: ReadError) -> Ended {
+        Ended::Read(error)
+    }
+}
+
+/// What to do after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mend {
+    /// Trying again may help.
+    Time,
+    /// This generation cannot be delivered there unless somebody mends something; a later one can.
+    Generation,
+    /// Somebody must mend something.
+    Person,
+}
+
+pub(crate) struct Forwarder {
+    pub(crate) server: Arc<Server>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) route: Arc<Route>,
+}
+
+impl Forwarder {
+    /// Runs until dropped.
+    pub(crate) async fn run(self) {
+        let mut held = self.hub.held.subscribe();
+        self.route.idle();
+        // The sender is the hub's, which this task keeps.
+        let _ = held.wait_for(|held| *held != Position::NONE).await;
+        let began = Instant::now();
+        let mut retry = Retry::new(UnixNanos::now().0 ^ u64::from(self.hub.group.0[0]) << 56);
+        // Generations before it are given up.
+        let mut from = Generation(0);
+        // Said already.
+        let mut complaint: Option<String> = None;
+        loop {
+            let generation = self.next_generation().max(from);
+            let connected = Instant::now();
+            let ended = self.session(generation, &mut retry).await;
+            if connected.elapsed() >= wire::QUICK_PHASE {
+                retry.succeeded();
+            }
+            let (state, mend, message) = match &ended {
+                Ended::NextGeneration => continue,
+                Ended::Wire(error) => {
+                    let (state, mend) = meaning(error);
+                    (state, mend, error.to_string())
+                }
+                Ended::Read(error) => {
+                    let (state, mend) = match error {
+                        ReadError::Cache(_) => (StateCode::StoreFailed, Mend::Time),
+                        ReadError::Freed(_) => (StateCode::Replicating, Mend::Time),
+                        ReadError::UnknownTarget { .. } => (StateCode::Misconfigured, Mend::Person),
+                        ReadError::Damaged { .. } => (StateCode::Corrupt, Mend::Generation),
+                        ReadError::TooLate { .. } | ReadError::Ahead { .. } | ReadError::OtherHistory(_) => {
+                            (StateCode::Gap, Mend::Generation)
+                        }
+                    };
+                    (state, mend, error.to_string())
+                }
+            };
+            self.route.failed(state, &message);
+            let (group, target) = (self.hub.group, &self.route.address);
+            match mend {
+                Mend::Time => {
+                    let wait = match ended {
+                        Ended::Read(_) => READ_RETRY_WAIT,
+                        _ => retry.failed(began.elapsed()),
+                    };
+                    tracing::warn!(%group, target, wait_ms = wait.as_millis() as u64, "forward: {message}");
+                    tokio::time::sleep(wait).await;
+                }
+                Mend::Generation | Mend::Person => {
+                    if complaint.as_ref() != Some(&message) {
+                        tracing::error!(%group, target, %generation, "forward stopped: {message}");
+                    }
+                    complaint = Some(message);
+                    tokio::select! {
+                        later = self.wait_generation(generation), if mend == Mend::Generation => {
+                            tracing::info!(%group, target, generation = %later, "forward: a new generation has begun");
+                            from = later;
+                        }
+                        () = tokio::time::sleep(MENDED_WAIT) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of the next changeset to send, or of the last one held.
+    fn next_generation(&self) -> Generation {
+        let held = *self.hub.held.borrow();
+        let cursor = self.server.cache.cursor(self.hub.group, &self.route.address);
+        let next = self.server.cache.next_after(self.hub.group, cursor.unwrap_or_default());
+        match (next, cursor) {
+            (Ok(Some(next)), _) => next.position().generation,
+            (Ok(None), _) => held.generation,
+            (Err(_), Some(cursor)) => cursor.generation,
+            (Err(_), None) => held.generation,
+        }
+    }
+
+    async fn wait_generation(&self, after: Generation) -> Generation {
+        let mut held = self.hub.held.subscribe();
+        loop {
+            if let Some(generation) = self.server.cache.generation_after(self.hub.group, after) {
+                return generation;
+            }
+            let _ = held.changed().await;
+        }
+    }
+
+    async fn session(&self, generation: Generation, retry: &mut Retry) -> Ended {
+        let (group, target) = (self.hub.group, &self.route.address);
+        let opened = async {
+            let connection = wire::connect(target, Role::TargetServer, &self.server.credentials).await?;
+            Sender::open(connection, group, generation).await
+        };
+        let (sender, receipts) = match opened.await {
+            Ok(halves) => halves,
+            Err(error) => return error.into(),
+        };
+        let opening = sender.held();
+        let holds = Position { generation, epoch: opening.held };
+        let applied = Position { generation, epoch: opening.applied };
+        if let Err(error) = self.contact(applied).await {
+            return error.into();
+        }
+        self.applied();
+        self.route.connected();
+        tracing::info!(%group, target, %generation, held = %opening.held, "forwarding");
+        // A refusal tells more than the broken connection that follows it, so receipts are looked at first.
+        tokio::select! {
+            biased;
+            ended = self.receive(receipts, generation, retry) => ended,
+            ended = self.send(sender, holds) => ended,
+        }
+    }
+
+    async fn contact(&self, applied: Position) -> Result<(), ReadError> {
+        let (server, group, target) = (self.server.clone(), self.hub.group, self.route.address.clone());
+        let contact = tokio::task::spawn_blocking(move || server.cache.contact(group, &target, applied));
+        contact.await.unwrap_or(Err(ReadError::Cache(cache::CacheError::Closing)))
+    }
+
+    /// Tells the agent's side how far all targets are.
+    fn applied(&self) {
+        self.hub.applied.send_if_modified(|applied| {
+            // Read in here: of two forwarders that come at once, the later sees what the earlier brought.
+            let now = self.server.cache.applied_by_all(self.hub.group);
+            std::mem::replace(applied, now) != now
+        });
+    }
+
+    async fn receive(&self, mut receipts: Receipts, generation: Generation, retry: &mut Retry) -> Ended {
+        loop {
+            match receipts.next().await {
+                Ok(held) => {
+                    let applied = Position { generation, epoch: held.applied };
+                    if let Err(error) =
+                        self.server.cache.applied(self.hub.group, &self.route.address, applied)
+                    {
+                        return error.into();
+                    }
+                    retry.succeeded();
+                    self.route.progress.notify_one();
+                    self.applied();
+                }
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    async fn send(&self, mut sender: Sender, mut sent: Position) -> Ended {
+        let group = self.hub.group;
+        let mut held = self.hub.held.subscribe();
+        loop {
+            held.borrow_and_update();
+            match self.server.cache.next_after(group, sent) {
+                Ok(Some(next)) if next.position().generation == sent.generation => {
+                    sent = next.position();
+                    if let Err(ended) = self.deliver(&mut sender, next).await {
+                        return ended;
+                    }
+                    continue;
+                }
+                // What was sent must be applied before the next generation takes over the target.
+                Ok(Some(_)) if self.server.cache.cursor(group, &self.route.address) >= Some(sent) => {
+                    return Ended::NextGeneration;
+                }
+                Ok(_) => {}
+                Err(error) => return error.into(),
+            }
+            tokio::select! {
+                _ = held.changed() => {}
+                () = self.route.progress.notified() => {}
+            }
+        }
+    }
+
+    async fn deliver(&self, sender: &mut Sender, changeset: HeldChangeset) -> Result<(), Ended> {
+        sender.begin(changeset.position().epoch, changeset.total()).await?;
+        let mut reading = read(changeset);
+        loop {
+            // The runtime ends only with the server.
+            let (changeset, chunk) =
+                reading.await.map_err(|_| ReadError::Cache(cache::CacheError::Closing))?;
+            let Some(bytes) = chunk? else { break };
+            // The next one is read while this one is sent.
+            reading = read(changeset);
+            let count = bytes.len() as u64;
+            sender.data(bytes).await?;
+            self.route.sent.add(count);
+        }
+        Ok(sender.end().await?)
+    }
+}
+
+type Read = (HeldChangeset, Result<Option<Bytes>, ReadError>);
+
+fn read(mut changeset: HeldChangeset) -> JoinHandle<Read> {
+    tokio::task::spawn_blocking(move || {
+        let chunk = changeset.next_chunk();
+        (changeset, chunk)
+    })
+}
+
+fn meaning(error: &WireError) -> (StateCode, Mend) {
+    match error {
+        WireError::Tls { .. } | WireError::Credentials(_) => (StateCode::Unauthenticated, Mend::Person),
+        WireError::Identity { .. } => (StateCode::Unauthorised, Mend::Person),
+        WireError::Handshake { .. } => (StateCode::VersionMismatch, Mend::Person),
+        WireError::Refused { code, retry, .. } => {
+            let state = match code {
+                RefusalCode::Version => StateCode::VersionMismatch,
+                RefusalCode::Unauthorised | RefusalCode::WrongGroup => StateCode::Unauthorised,
+                RefusalCode::UnknownGroup | RefusalCode::Limit => StateCode::Misconfigured,
+                RefusalCode::Generation => return (StateCode::Fenced, Mend::Generation),
+                RefusalCode::Gap | RefusalCode::Replayed => StateCode::Gap,
+                RefusalCode::Corrupt | RefusalCode::BadRequest => StateCode::Corrupt,
+                RefusalCode::Full => StateCode::TargetFull,
+                RefusalCode::Failed => StateCode::StoreFailed,
+                RefusalCode::Superseded => StateCode::Superseded,
+                _ => StateCode::Unreachable,
+            };
+            (state, if *retry { Mend::Time } else { Mend::Person })
+        }
+        error if error.is_retryable() => (StateCode::Unreachable, Mend::Time),
+        _ => (StateCode::Misconfigured, Mend::Person),
+    }
+}

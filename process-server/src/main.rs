@@ -1,0 +1,111 @@
+//! The command of the process server.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use seawall_process_server::{Config, ProcessServer, verify};
+use telemetry::Format;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Keeps protected machines' changes durably and forwards them to target servers.
+#[derive(Parser)]
+#[command(name = "seawall-process-server", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// What is logged: a level, or levels by module.
+    #[arg(long, global = true, default_value = "info")]
+    log: String,
+    /// How log lines look: human or json.
+    #[arg(long, global = true, default_value = "human")]
+    log_format: Format,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  seawall-process-server check-config --config /etc/seawall/process-server.toml
+  seawall-process-server run --config /etc/seawall/process-server.toml
+  seawall-process-server run --config process-server.toml --log info,wire=debug --log-format json
+  systemctl stop seawall-process-server && seawall-process-server verify --config /etc/seawall/process-server.toml";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs until told to stop (SIGTERM or SIGINT).
+    Run {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Checks a configuration and the credentials that it names, and changes nothing.
+    CheckConfig {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Checks every checksum of the cache's files. The server must not run.
+    Verify {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { command, log, log_format } = Arguments::parse();
+    telemetry::init(log_format, &log)?;
+    match command {
+        Command::Run { config } => {
+            let config = Config::load(&config)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime.context("start the runtime")?.block_on(run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::CheckConfig { config: path } => {
+            ProcessServer::check(&Config::load(&path)?)?;
+            println!("{}: good", path.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Verify { config } => verify_cache(&Config::load(&config)?),
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    // Before anything else, so that a signal during a long start is not lost.
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let server = ProcessServer::start(config).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    server.shutdown().await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn verify_cache(config: &Config) -> anyhow::Result<ExitCode> {
+    let report = verify(&config.process_server.cache)?;
+    println!("{} segments, {}", report.segments, report.bytes);
+    for group in &report.groups {
+        println!(
+            "group {}: {} changesets, {}, up to {}; freed up to {}",
+            group.group, group.changesets, group.bytes, group.held, group.freed
+        );
+        for (target, applied) in &group.targets {
+            println!("  {target} has applied up to {applied}");
+        }
+    }
+    if report.half_received > 0 {
+        println!("{} half-received changesets, to be discarded", report.half_received);
+    }
+    if report.torn_tail {
+        println!("note: the log ends in a torn write, as a crash leaves it; nothing acknowledged was in it");
+    }
+    for damage in &report.damages {
+        println!("PROBLEM: {damage}");
+    }
+    Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,85 @@
+//! Asks the servers.
+
+use anyhow::Context;
+use control::{OperatorRequest, PointsReply, ServerStatus};
+use serde::de::DeserializeOwned;
+use wire::{Credentials, Operator, RefusalCode, Role, ViewReader, WireError};
+
+use crate::cli::Place;
+use crate::config::OperatorConfig;
+
+/// Both servers, and what proves the operator to them.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    config: OperatorConfig,
+    credentials: Credentials,
+}
+
+impl Servers {
+    pub(crate) fn load(place: &Place) -> anyhow::Result<Servers> {
+        let config = OperatorConfig::load(place)?;
+        let credentials = Credentials::load(&config.operator.credentials)?;
+        Ok(Servers { config, credentials })
+    }
+
+    fn address(&self, role: Role) -> &str {
+        match role {
+            Role::ProcessServer => &self.config.operator.process_server,
+            _ => &self.config.operator.target_server,
+        }
+    }
+
+    /// Asks a server how it is.
+    pub(crate) async fn status(&self, role: Role) -> anyhow::Result<ServerStatus> {
+        self.call(role, &OperatorRequest::Status).await
+    }
+
+    /// Asks the target server for its points.
+    pub(crate) async fn points(&self, group: Option<block::GroupId>) -> anyhow::Result<PointsReply> {
+        self.call(Role::TargetServer, &OperatorRequest::Points { group }).await
+    }
+
+    /// Asks the target server for a view.
+    pub(crate) async fn view(&self, request: &OperatorRequest) -> anyhow::Result<ViewReader> {
+        let json = serde_json::to_string(request)?;
+        let addr = self.address(Role::TargetServer);
+        Operator::stream(addr, Role::TargetServer, &self.credentials, &json)
+            .await
+            .map_err(|error| advise(Role::TargetServer, addr, error))
+    }
+
+    async fn call<A: DeserializeOwned>(&self, role: Role, request: &OperatorRequest) -> anyhow::Result<A> {
+        let json = serde_json::to_string(request)?;
+        let addr = self.address(role);
+        let answer = Operator::call(addr, role, &self.credentials, &json)
+            .await
+            .map_err(|error| advise(role, addr, error))?;
+        serde_json::from_str(&answer)
+            .with_context(|| format!("read the answer of the {role} at {addr}; is it of the same version?"))
+    }
+}
+
+/// The error with what was tried, and what to do.
+fn advise(role: Role, addr: &str, error: WireError) -> anyhow::Error {
+    let advice = match &error {
+        WireError::Connect { source, .. } => {
+            return anyhow::anyhow!(
+                "connect to the {role} at {addr}: {source}. Look whether it runs (`seawall run --role {role}`) and \
+                 whether the network lets the port through."
+            );
+        }
+        WireError::Tls { .. } | WireError::Identity { .. } => {
+            format!("Compare ca.pem of the operator and of the {role}, and both machines' clocks.")
+        }
+        WireError::Handshake { .. } => "Use the same version of Seawall on both sides.".to_owned(),
+        WireError::Refused { code: RefusalCode::Unauthorised, .. } => {
+            "Use the operator's credentials, those under DIR/operator.".to_owned()
+        }
+        WireError::Refused { retry: true, .. } | WireError::Lost { .. } | WireError::Closed { .. } => {
+            format!("Try again; if it stays, look at the log of the {role}.")
+        }
+        WireError::TimedOut { .. } => format!("Look whether {addr} is a {role}, and at its log."),
+        _ => return anyhow::Error::new(error).context(format!("ask the {role} at {addr}")),
+    };
+    anyhow::anyhow!("ask the {role} at {addr}: {error}. {advice}")
+}

@@ -1,0 +1,267 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use block::GroupId;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use control::PointSelector;
+
+/// Replicates running Linux machines, block by block, to another site, and brings them back there.
+#[derive(Debug, Parser)]
+#[command(name = "seawall", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// What to log to standard error, as in `info` or `warn,wire=debug` [default: warn; of `run`: info]
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
+}
+
+impl Cli {
+    pub(crate) fn log_filter(&self) -> String {
+        let given = self.log.clone().or_else(|| std::env::var("SEAWALL_LOG").ok());
+        given.unwrap_or_else(|| {
+            if matches!(self.command, Command::Run(_)) { "info" } else { "warn" }.to_owned()
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    #[default]
+    Human,
+    /// One JSON object a line
+    Json,
+}
+
+impl From<LogFormat> for telemetry::Format {
+    fn from(format: LogFormat) -> telemetry::Format {
+        match format {
+            LogFormat::Human => telemetry::Format::Human,
+            LogFormat::Json => telemetry::Format::Json,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make an authority, a group and credentials, with a configuration for every part
+    Init(InitOptions),
+    /// Run one part, or all of them in one process
+    Run(RunOptions),
+    /// Show how replication is: positions, lag, capture, and what to do where something is wrong
+    Status(StatusOptions),
+    /// List the recovery points
+    Points(PointsOptions),
+    /// Write a volume as it was at a recovery point into a sparse raw file
+    Restore(RestoreOptions),
+    /// Show and prove everything on this machine, and leave nothing behind
+    Demo(DemoOptions),
+}
+
+impl Command {
+    /// Whether the caller is a program.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Command::Status(options) => options.json,
+            Command::Points(options) => options.json,
+            Command::Restore(options) => options.json,
+            Command::Demo(options) => options.json,
+            Command::Init(_) | Command::Run(_) => false,
+        }
+    }
+}
+
+/// Where the operator's configuration is.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Place {
+    /// Directory that `seawall init` made [default: $SEAWALL_DIR, else ./seawall]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  Everything on this machine, protecting one disk:
+    seawall init /etc/seawall --device /dev/vdb
+  Two disks of one machine, which always share one instant, with the servers elsewhere:
+    seawall init /etc/seawall --device /dev/vdb --device /dev/vdc \\
+        --process-server cache.example:7440 --target-server dr.example:7441")]
+pub(crate) struct InitOptions {
+    /// Directory to make; it must not exist, or be empty
+    pub(crate) dir: PathBuf,
+    /// Disk to protect, as the source names it; once for each
+    #[arg(long = "device", value_name = "PATH", required = true)]
+    pub(crate) devices: Vec<PathBuf>,
+    /// Name of the protected machine
+    #[arg(long, default_value = "source")]
+    pub(crate) name: String,
+    /// Where the agent and the operator reach the process server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7440")]
+    pub(crate) process_server: String,
+    /// Where the process server and the operator reach the target server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7441")]
+    pub(crate) target_server: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  All parts in one process, as root for the disks:
+    seawall run --dir /etc/seawall
+  Only the target server:
+    seawall run --dir /etc/seawall --role target-server
+
+Ends in order on SIGINT and SIGTERM.")]
+pub(crate) struct RunOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which part
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) role: RunRole,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RunRole {
+    /// Captures the disks of this machine
+    Agent,
+    /// Keeps changes durably and forwards them
+    ProcessServer,
+    /// Applies changes and serves recovery points
+    TargetServer,
+    /// All three
+    #[default]
+    All,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall status --dir /etc/seawall
+  seawall status --watch
+  seawall status --json | jq '.groups[].lag_seconds'
+
+Exit status 0 when every server answered.")]
+pub(crate) struct StatusOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Show it again every so many seconds, until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) watch: Option<u64>,
+    /// One JSON object (with --watch: one a line) instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall points --dir /etc/seawall
+  seawall points --json | jq '.groups[0].points[-1].epoch'")]
+pub(crate) struct PointsOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Only of this group
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Only the newest so many of each group, 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) last: usize,
+    /// One JSON object instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  The newest state, as a raw image that any tool can boot or mount:
+    seawall restore --volume vdb --point latest --out vdb.img
+  An older one (`seawall points` lists them):
+    seawall restore --volume vdb --point 1207 --out vdb-1207.img
+
+The file appears under its name only when it is whole and durable; until then it is FILE.partial.")]
+pub(crate) struct RestoreOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume, by name or identity
+    #[arg(long, value_name = "NAME|ID")]
+    pub(crate) volume: String,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Replace FILE, and what an interrupted restore left
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// One JSON object at the end, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What the demo is asked to do.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  seawall demo
+  seawall demo --seconds 60 --json | tail -1 | jq .verified
+
+As root it makes a disk with a filesystem and captures it with eBPF; otherwise it protects an image file by scanning.
+Exit status 0 only if everything was proven.")]
+pub(crate) struct DemoOptions {
+    /// How long the writer writes
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: u64,
+    /// One JSON object as the last line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How changes are found
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) source: DemoSource,
+}
+
+/// How the demo's agent finds changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoSource {
+    /// eBPF when allowed, else scan
+    #[default]
+    Auto,
+    /// eBPF, or fail
+    Ebpf,
+    /// Checksums, without privileges
+    Scan,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_examples_in_the_help_are_accepted() {
+        let mut command = Cli::command();
+        let mut examples = 0;
+        for sub in command.get_subcommands_mut() {
+            let help = sub.get_after_help().expect("every command has examples").to_string();
+            let joined = help.replace("\\\n", " ");
+            for line in joined.lines().filter_map(|line| line.trim().strip_prefix("seawall ")) {
+                let line = line.split('|').next().unwrap_or(line);
+                let words = std::iter::once("seawall").chain(line.split_whitespace());
+                Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+                examples += 1;
+            }
+        }
+        assert!(examples >= 10);
+    }
+}

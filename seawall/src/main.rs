@@ -1,0 +1,58 @@
+//! The operator's command.
+
+mod ask;
+mod cli;
+mod config;
+mod demo;
+mod init;
+mod points;
+mod restore;
+mod run;
+mod status;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.command.json();
+    match start(cli) {
+        Ok(code) => code,
+        // Whoever read the output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            if json {
+                let line = serde_json::json!({ "error": format!("{error:#}") });
+                // There is nobody left to tell when this fails too.
+                let _ = text::say(&format!("{line}\n"));
+            }
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    telemetry::init(cli.log_format.into(), &cli.log_filter())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Init(options) => init::run(&options)?,
+            Command::Run(options) => run::run(&options).await?,
+            Command::Status(options) => return status::run(&options).await,
+            Command::Points(options) => points::run(&options).await?,
+            Command::Restore(options) => restore::run(&options).await?,
+            Command::Demo(options) => demo::run(options).await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,88 @@
+//! `seawall points`.
+
+use block::UnixNanos;
+use control::{GroupPoints, PointsReply};
+
+use crate::ask::Servers;
+use crate::cli::PointsOptions;
+use crate::text;
+
+pub(crate) async fn run(options: &PointsOptions) -> anyhow::Result<()> {
+    let mut reply = Servers::load(&options.place)?.points(options.group).await?;
+    if options.last > 0 {
+        for group in &mut reply.groups {
+            let surplus = group.points.len().saturating_sub(options.last);
+            group.points.drain(..surplus);
+        }
+    }
+    let shown = match options.json {
+        true => format!("{}\n", serde_json::to_string(&reply)?),
+        false => render(&reply, UnixNanos::now()),
+    };
+    Ok(text::say(&shown)?)
+}
+
+fn render(reply: &PointsReply, now: UnixNanos) -> String {
+    if reply.groups.is_empty() {
+        return "No group yet: nothing has been delivered to this target server.\n".to_owned();
+    }
+    reply.groups.iter().map(|group| render_group(group, now)).collect::<Vec<_>>().join("\n")
+}
+
+fn render_group(group: &GroupPoints, now: UnixNanos) -> String {
+    let volumes: Vec<String> =
+        group.volumes.iter().map(|volume| format!("{} ({})", volume.name, volume.size)).collect();
+    let heading = format!("Group {}, generation {}: {}\n", group.group, group.generation, volumes.join(", "));
+    if group.points.is_empty() {
+        return format!(
+            "{heading}No recovery point yet; `seawall status` shows how far the first copy is.\n"
+        );
+    }
+    let mut table = text::table(&["Point", "Time here", "UTC", "Age", "Consistency", "Changed"], &[0, 3, 5]);
+    for point in &group.points {
+        let (local, utc) = text::instant(point.cut_time);
+        table.add_row([
+            point.epoch.to_string(),
+            local,
+            utc,
+            text::span(now.since(point.cut_time)),
+            point.consistency.to_string(),
+            point.changed_bytes.to_string(),
+        ]);
+    }
+    format!("{heading}{table}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use block::{ByteCount, Consistency, Epoch, Generation, GroupId, VolumeId};
+    use control::{PointInfo, VolumeSummary};
+
+    use super::*;
+
+    #[test]
+    fn points_are_a_table() {
+        let second = 1_000_000_000;
+        let volume = VolumeSummary { id: VolumeId([1; 16]), name: "data".into(), size: ByteCount::gib(2) };
+        let point = PointInfo {
+            epoch: Epoch(7),
+            cut_time: UnixNanos(1_700_000_000 * second),
+            consistency: Consistency::Crash,
+            changed_bytes: ByteCount::kib(12),
+        };
+        let mut group = GroupPoints {
+            group: GroupId([2; 16]),
+            generation: Generation(1),
+            volumes: vec![volume],
+            points: vec![point],
+        };
+        let now = UnixNanos(1_700_000_090 * second);
+        let shown = render(&PointsReply { groups: vec![group.clone()] }, now);
+        for expected in ["data (2.0 GiB)", "2023-11-14T22:13:20.000Z", "90 s", "crash", "12.0 KiB"] {
+            assert!(shown.contains(expected), "{expected} in\n{shown}");
+        }
+        group.points.clear();
+        assert!(render(&PointsReply { groups: vec![group] }, now).contains("No recovery point yet"));
+        assert!(render(&PointsReply::default(), now).contains("No group yet"));
+    }
+}

@@ -1,0 +1,153 @@
+//! The picture as tables.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use block::ByteCount;
+use control::Severity;
+
+use super::gather::{GroupView, Overview};
+use crate::text;
+
+pub(crate) fn overview(overview: &Overview) -> String {
+    let mut out = String::new();
+    for error in &overview.errors {
+        let _ = writeln!(out, "! {error}\n");
+    }
+    if overview.groups.is_empty() && overview.errors.is_empty() {
+        out.push_str("No group yet: no agent has delivered anything.\n");
+    }
+    for group in &overview.groups {
+        out.push_str(&group_text(group));
+        out.push('\n');
+    }
+    if let Some(server) = &overview.process_server {
+        let _ = writeln!(
+            out,
+            "Process server {}: cache {} of {}, fsync {:.1} ms (99 of 100: {:.1} ms)",
+            server.name, server.cache_used, server.cache_limit, server.fsync_ms_p50, server.fsync_ms_p99
+        );
+    }
+    if let Some(server) = &overview.target_server {
+        let undo: ByteCount = server.groups.iter().map(|group| group.undo_bytes).sum();
+        let _ = writeln!(out, "Target server {}: undo layers {undo}", server.name);
+    }
+    out
+}
+
+fn group_text(group: &GroupView) -> String {
+    let mut out = String::new();
+    let agent = group.agent.as_deref().unwrap_or("not connected");
+    let _ = writeln!(out, "Group {}, generation {}, agent {agent}", group.group, group.generation);
+    let _ = writeln!(out, "State: {}. {}", group.state, group.meaning);
+    if group.state.severity() > Severity::Good {
+        let _ = writeln!(out, "To do: {}", group.what_to_do);
+    }
+    out.push('\n');
+
+    let ladder = &group.ladder;
+    let mut positions = text::table(
+        &["Captured", "Sealed", "Cached", "Applied", "Oldest kept", "Points"],
+        &[0, 1, 2, 3, 4, 5],
+    );
+    positions.add_row([
+        ladder.captured.to_string(),
+        ladder.sealed.to_string(),
+        ladder.cached.to_string(),
+        ladder.applied.to_string(),
+        if group.points == 0 { "-".to_owned() } else { ladder.oldest_kept.to_string() },
+        group.points.to_string(),
+    ]);
+    let _ = writeln!(out, "{positions}");
+
+    let lag = match group.lag_seconds {
+        Some(seconds) => text::span(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))),
+        None => "no recovery point yet".to_owned(),
+    };
+    let _ = writeln!(
+        out,
+        "Lag:        {lag}; {} not applied (to be read {}, at the agent {}, in the cache {})",
+        group.lag_bytes, group.lag.remaining, group.lag.agent, group.lag.cache
+    );
+    let rate = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), text::rate);
+    let mode = group.mode.map_or_else(|| "unknown".to_owned(), |mode| mode.to_string());
+    let _ = writeln!(
+        out,
+        "Throughput: written {}, sent {}, applied {}; capture mode {mode}",
+        rate(group.churn_bytes_per_s),
+        rate(group.sent_bytes_per_s),
+        rate(group.applied_bytes_per_s),
+    );
+    if let Some(capture) = &group.capture {
+        let _ = writeln!(
+            out,
+            "Agent:      ring {} of {}, memory {} of {}, missed writes {}, overflows {}, reported {} ago",
+            capture.ring_used,
+            capture.ring_bytes,
+            capture.epoch_memory_used,
+            capture.epoch_memory_limit,
+            capture.missed_writes_total,
+            capture.overflow_total,
+            text::span(Duration::from_secs_f64(capture.report_age_seconds.clamp(0.0, 1e9))),
+        );
+    }
+
+    if !group.volumes.is_empty() {
+        let heading = ["Volume", "Device", "Size", "Mode", "To be read", "Read"];
+        let mut table = text::table(&heading, &[2, 4, 5]);
+        for volume in &group.volumes {
+            table.add_row([
+                volume.volume.name.clone(),
+                volume.device.clone(),
+                volume.volume.size.to_string(),
+                volume.mode.to_string(),
+                volume.dirty_bytes.saturating_add(volume.draining_bytes).to_string(),
+                volume.drained_total.to_string(),
+            ]);
+        }
+        let _ = writeln!(out, "{table}");
+    } else if !group.replicas.is_empty() {
+        let mut table = text::table(&["Volume", "Size"], &[1]);
+        for volume in &group.replicas {
+            table.add_row([volume.name.clone(), volume.size.to_string()]);
+        }
+        let _ = writeln!(out, "{table}");
+    }
+
+    for stage in &group.stages {
+        if stage.state.severity() > Severity::Good || stage.last_error.is_some() {
+            let error =
+                stage.last_error.as_ref().map_or_else(String::new, |error| format!(" Last error: {error}"));
+            let _ = writeln!(out, "{}: {}. {}{error}", stage.stage, stage.state, stage.state.meaning());
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use control::StateCode;
+
+    use super::super::gather::tests::{NOW, process, target};
+    use super::super::gather::{self};
+    use super::*;
+
+    #[test]
+    fn a_person_sees_what_is_wrong_and_what_to_do() {
+        let good = overview(&gather::overview(Some(process()), Some(target()), Vec::new(), NOW));
+        for expected in
+            ["State: replicating", "Lag:        3.0 s; 12.0 MiB", "web-1", "/dev/vdb", "capture mode data"]
+        {
+            assert!(good.contains(expected), "{expected} in\n{good}");
+        }
+        assert!(!good.contains("To do"), "{good}");
+        let mut broken = target();
+        broken.groups[0].state = StateCode::StoreFailed;
+        broken.groups[0].last_error = Some("write layer 8: input/output error".into());
+        let errors = vec!["ask the process server at c:7440: refused".to_owned()];
+        let shown = overview(&gather::overview(None, Some(broken), errors, NOW));
+        for expected in ["! ask the process server", "State: store-failed", "To do: ", "write layer 8"] {
+            assert!(shown.contains(expected), "{expected} in\n{shown}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The commands of the README, one after another, on an image file that is scanned: no privileges are needed.
+
+use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Nothing here is a measurement; past this the parts hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn seawall(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
+    command.env("SEAWALL_DIR", dir.join("site")).current_dir(dir).args(args);
+    command.output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn json(dir: &Path, args: &[&str]) -> Value {
+    let output = seawall(dir, args);
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(stdout.lines().count(), 1, "one object on one line:\n{}", text(&output));
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// All parts in one process, ended when dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(dir: &Path) -> Running {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
+        command.args(["run", "--dir"]).arg(dir.join("site")).stderr(Stdio::null());
+        Running(command.spawn().unwrap())
+    }
+
+    /// As `systemctl stop` does.
+    fn stop(mut self) {
+        let killed = Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
+        assert!(killed.success());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until the status says what is wanted, and gives it.
+fn status_when(dir: &Path, wanted: impl Fn(&Value) -> bool) -> Value {
+    let start = Instant::now();
+    loop {
+        let status = json(dir, &["status", "--json"]);
+        if wanted(&status) {
+            return status;
+        }
+        assert!(start.elapsed() < PATIENCE, "{status:#}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn applied(status: &Value) -> u64 {
+    status["groups"][0]["ladder"]["applied"].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn from_init_to_restore() {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path();
+    let mut disk = vec![0_u8; 8 << 20];
+    disk[1 << 20..][..300_000].fill(0xa1);
+    std::fs::write(dir.join("disk.img"), &disk).unwrap();
+
+    let (process, target) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let init =
+        ["init", "site", "--device", "disk.img", "--process-server", &process, "--target-server", &target];
+    let output = seawall(dir, &init);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("seawall run --dir"), "{}", text(&output));
+    let again = seawall(dir, &init);
+    assert!(!again.status.success() && text(&again).contains("not empty"), "{}", text(&again));
+    let config = dir.join("site/agent/agent.toml");
+    let scan = std::fs::read_to_string(&config).unwrap().replace("\"auto\"", "\"scan\"");
+    std::fs::write(&config, scan).unwrap();
+
+    // Nobody runs: said as such, by exit status and by name.
+    let output = seawall(dir, &["status"]);
+    assert!(!output.status.success());
+    for expected in [process.as_str(), target.as_str(), "Connection refused", "seawall run"] {
+        assert!(text(&output).contains(expected), "{}", text(&output));
+    }
+
+    let running = Running::start(dir);
+    let first = status_when(dir, |status| status["groups"][0]["points"].as_u64() > Some(0));
+    let group = &first["groups"][0];
+    assert_eq!(group["agent"], "source");
+    assert_eq!(group["volumes"][0]["name"], "disk.img");
+    assert!(group["lag_seconds"].as_f64().is_some(), "{group:#}");
+    let shown = text(&seawall(dir, &["status"]));
+    assert!(shown.contains("disk.img") && shown.contains("State: "), "{shown}");
+
+    let points = json(dir, &["points", "--json"]);
+    let old = points["groups"][0]["points"][0]["epoch"].as_u64().unwrap().to_string();
+    let shown = text(&seawall(dir, &["points"]));
+    assert!(shown.contains("crash"), "{shown}");
+
+    // An older point stays what it was when the disk changes. Two epochs on, the change is in for certain.
+    let before = disk.clone();
+    disk[5 << 20..][..4096].fill(0xb2);
+    let image = std::fs::OpenOptions::new().write(true).open(dir.join("disk.img")).unwrap();
+    image.write_all_at(&[0xb2; 4096], 5 << 20).unwrap();
+    let changed_at = applied(&status_when(dir, |_| true));
+    status_when(dir, |status| applied(status) >= changed_at + 3);
+    let restore = |point: &str, out: &str, more: &[&str]| {
+        let args = ["restore", "--volume", "disk.img", "--point", point, "--out", out];
+        seawall(dir, &[&args[..], more].concat())
+    };
+    let output = restore("latest", "new.img", &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    let output = restore(&old, "old.img", &["--json"]);
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(done["point"]["epoch"].to_string(), old);
+    assert!(std::fs::read(dir.join("new.img")).unwrap() == disk, "the newest point is the disk");
+    assert!(std::fs::read(dir.join("old.img")).unwrap() == before, "the older point is the disk before");
+
+    let output = restore("latest", "new.img", &[]);
+    assert!(!output.status.success() && text(&output).contains("--force"), "{}", text(&output));
+    let output = restore("999999", "none.img", &["--json"]);
+    let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(refused["error"].as_str().unwrap().contains("no recovery point 999999"), "{refused}");
+    assert!(!output.status.success());
+    let left: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("none.img")), "{left:?}");
+
+    running.stop();
+    // What was applied is still there.
+    let running = Running::start(dir);
+    status_when(dir, |status| applied(status) > changed_at);
+    let output = restore(&old, "again.img", &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(std::fs::read(dir.join("again.img")).unwrap() == before);
+    running.stop();
+}

@@ -1,0 +1,294 @@
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use block::GroupId;
+use changeset::GroupKey;
+use replica::Retention;
+use serde::Deserialize;
+
+/// Groups that one target server keeps. More are refused when the configuration is read.
+pub const GROUPS_MAX: usize = 256;
+/// Threads that open one changeset. More are refused when the configuration is read.
+pub const THREADS_MAX: usize = 64;
+
+/// What a target server is told. Unknown keys are refused by name. In a file, relative paths begin at its directory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen, `host:port`.
+    pub listen: String,
+    /// The directory with `ca.pem`, `cert.pem` and `key.pem` of this target server.
+    pub credentials: PathBuf,
+    /// The directory of replicas; each group has its own below it.
+    pub data: PathBuf,
+    /// Threads that decrypt and decompress one changeset. Default: the machine's, at most 4.
+    #[serde(default = "default_threads")]
+    pub threads: usize,
+    /// The groups to keep.
+    #[serde(default, rename = "group")]
+    pub groups: Vec<GroupConfig>,
+}
+
+/// One group.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupConfig {
+    /// Its id, 32 hexadecimal digits.
+    pub id: GroupId,
+    /// The file with the group's key, readable by its owner only; the same as the agent's.
+    pub key: PathBuf,
+    /// Which recovery points are kept.
+    #[serde(default)]
+    pub retention: RetentionConfig,
+    /// Volumes whose replica lies on a block device. The others are sparse files.
+    #[serde(default, rename = "volume")]
+    pub devices: Vec<DeviceConfig>,
+}
+
+/// A volume whose replica lies on a block device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// The volume's name, as the agent gives it.
+    pub name: String,
+    /// The device. Its content is overwritten.
+    pub device: PathBuf,
+}
+
+/// Which recovery points are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionConfig {
+    /// At most so many, the newest ones.
+    #[serde(default = "default_points_max")]
+    pub points_max: usize,
+    /// None older than this; without it, of any age.
+    #[serde(default)]
+    pub age_hours_max: Option<u32>,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> RetentionConfig {
+        RetentionConfig { points_max: default_points_max(), age_hours_max: None }
+    }
+}
+
+impl From<RetentionConfig> for Retention {
+    fn from(config: RetentionConfig) -> Retention {
+        let age_max = config.age_hours_max.map(|hours| Duration::from_secs(u64::from(hours) * 3600));
+        Retention { points_max: config.points_max, age_max }
+    }
+}
+
+fn default_points_max() -> usize {
+    Retention::default().points_max
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |threads| threads.get().min(4))
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read configuration {path}: {source}", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// It is not what a configuration must be.
+    #[error("read configuration {path}: {reason}", path = path.display())]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        reason: String,
+    },
+    /// A value makes no sense.
+    #[error("check configuration: {0}")]
+    Value(String),
+    /// A group's key cannot be used.
+    #[error("load the key of group {group}: {source}")]
+    Key {
+        /// Which group.
+        group: GroupId,
+        /// What is wrong with it.
+        source: changeset::KeyError,
+    },
+    /// A device cannot hold a replica.
+    #[error("use {device} for volume {volume:?} of group {group}: {reason}", device = device.display())]
+    Device {
+        /// Which group.
+        group: GroupId,
+        /// Which volume.
+        volume: String,
+        /// Which device.
+        device: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads a configuration file and checks its values. What they name is looked at when the server starts.
+    ///
+    /// # Errors
+    /// When it cannot be read, holds an unknown key, lacks one, or a value makes no sense.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config: Config = toml::from_str(&text)
+            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let groups = config.groups.iter_mut();
+        let in_groups = groups.flat_map(|group| {
+            let devices = group.devices.iter_mut().map(|device| &mut device.device);
+            std::iter::once(&mut group.key).chain(devices)
+        });
+        for path in [&mut config.credentials, &mut config.data].into_iter().chain(in_groups) {
+            // A path that is absolute already stays as it is.
+            *path = base.join(&*path);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks the values against each other.
+    ///
+    /// # Errors
+    /// When one makes no sense; the message names it.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |reason: String| Err(ConfigError::Value(reason));
+        if self.groups.is_empty() {
+            return refuse("no [[group]] is given; a target server keeps at least one".to_owned());
+        }
+        if self.groups.len() > GROUPS_MAX {
+            return refuse(format!("{} groups are given, at most {GROUPS_MAX} go", self.groups.len()));
+        }
+        if !(1..=THREADS_MAX).contains(&self.threads) {
+            return refuse(format!("threads is {}, expected 1 to {THREADS_MAX}", self.threads));
+        }
+        let (mut ids, mut devices) = (HashSet::new(), BTreeSet::new());
+        for group in &self.groups {
+            if !ids.insert(group.id) {
+                return refuse(format!("group {} is given twice", group.id));
+            }
+            let points_max = group.retention.points_max;
+            if !(1..=replica::POINTS_MAX).contains(&points_max) {
+                let most = replica::POINTS_MAX;
+                return refuse(format!(
+                    "points_max of group {} is {points_max}, expected 1 to {most}",
+                    group.id
+                ));
+            }
+            if group.retention.age_hours_max == Some(0) {
+                return refuse(format!("age_hours_max of group {} is 0, expected at least 1", group.id));
+            }
+            let mut names = HashSet::new();
+            for DeviceConfig { name, device } in &group.devices {
+                if !names.insert(name) {
+                    return refuse(format!("volume {name:?} of group {} is given twice", group.id));
+                }
+                // The same device by two names is found when both are claimed.
+                if !devices.insert(device) {
+                    return refuse(format!("device {} is given for two volumes", device.display()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GroupConfig {
+    pub(crate) fn load_key(&self) -> Result<GroupKey, ConfigError> {
+        GroupKey::load(&self.key).map_err(|source| ConfigError::Key { group: self.id, source })
+    }
+
+    /// Opens the devices so that nothing can mount them, or another group use them, while the claims are held.
+    pub(crate) fn claim_devices(&self) -> Result<Vec<Claim>, ConfigError> {
+        let claim = |config: &DeviceConfig| {
+            Claim::new(&config.device).map_err(|reason| ConfigError::Device {
+                group: self.id,
+                volume: config.name.clone(),
+                device: config.device.clone(),
+                reason,
+            })
+        };
+        self.devices.iter().map(claim).collect()
+    }
+
+    pub(crate) fn device_paths(&self) -> BTreeMap<String, PathBuf> {
+        self.devices.iter().map(|device| (device.name.clone(), device.device.clone())).collect()
+    }
+}
+
+/// A block device that is this process's alone until dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    _device: rustix::fd::OwnedFd,
+}
+
+impl Claim {
+    fn new(device: &Path) -> Result<Claim, String> {
+        let metadata = std::fs::metadata(device).map_err(|error| error.to_string())?;
+        if !metadata.file_type().is_block_device() {
+            return Err("it is not a block device; leave it out to replicate to a file".to_owned());
+        }
+        // Of a block device, O_EXCL without O_CREAT asks for it alone.
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::CLOEXEC;
+        match rustix::fs::open(device, flags, rustix::fs::Mode::empty()) {
+            Ok(device) => Ok(Claim { _device: device }),
+            Err(rustix::io::Errno::BUSY) => {
+                Err("it is mounted or in use (or given for two volumes); its content would be overwritten"
+                    .to_owned())
+            }
+            Err(errno) => Err(errno.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixtures(kind: &str) -> Vec<PathBuf> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(kind);
+        let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let mut paths: Vec<_> =
+            entries.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+        paths.sort();
+        assert!(!paths.is_empty());
+        paths
+    }
+
+    #[test]
+    fn valid_samples_are_accepted() {
+        for path in fixtures("valid") {
+            let config = Config::load(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(config.data.is_absolute());
+        }
+    }
+
+    /// The first line of each says what the error must name.
+    #[test]
+    fn invalid_samples_are_refused_by_name() {
+        for path in fixtures("invalid") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let expected = text.lines().next().unwrap().strip_prefix("# refused: ").unwrap();
+            let error = Config::load(&path).unwrap_err().to_string();
+            assert!(error.contains(expected), "{}: {error:?} does not name {expected:?}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_file_is_not_taken_for_a_device() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Claim::new(file.path()).unwrap_err().contains("not a block device"));
+        assert!(Claim::new(Path::new("/nonexistent")).unwrap_err().contains("No such file"));
+    }
+}

@@ -1,0 +1,18 @@
+//! The target server: takes changesets from process servers, applies them to replicas, serves recovery points.
+//!
+//! One [`TargetServer`] keeps any number of groups, each with its own replica and key. Deliveries come over the wire
+//! (one at a time for a group), operators ask for status, points and views.
+
+mod config;
+mod delivery;
+mod group;
+mod operate;
+mod refusal;
+mod server;
+mod view_hash;
+
+pub use config::{Config, ConfigError, DeviceConfig, GROUPS_MAX, GroupConfig, RetentionConfig, THREADS_MAX};
+pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
+pub use operate::{VIEW_CHUNK_BYTES, VIEWS_MAX, ViewEnd};
+pub use server::{Handle, StartError, TargetServer, verify};
+pub use view_hash::ViewHash;

@@ -1,0 +1,273 @@
+//! Answering operators: status, recovery points, the bytes of a view.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use block::{ByteCount, ByteOffset};
+use bytes::Bytes;
+use control::{GroupPoints, OperatorRequest, PointSelector, PointsReply, ServerStatus, ViewHead, ViewTail};
+use replica::{Point, ReplicaError, View};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use wire::{Operation, RefusalCode, ViewWriter, WireError};
+
+use crate::ViewHash;
+use crate::group::{point_info, summary};
+use crate::refusal::Refusal;
+use crate::server::Server;
+
+/// Bytes of a view read at once.
+pub const VIEW_CHUNK_BYTES: ByteCount = ByteCount::mib(1);
+/// Views read at the same time. A further one is refused as busy.
+pub const VIEWS_MAX: usize = 16;
+/// Chunks of a view that wait for the network.
+const CHUNKS_QUEUED_MAX: usize = 4;
+/// Zeroes within a chunk that are worth not sending.
+const GAP_BYTES_MIN: usize = 64 * 1024;
+
+/// What follows the bytes of a view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewEnd {
+    /// How much was sent.
+    #[serde(flatten)]
+    pub tail: ViewTail,
+    /// The [`ViewHash`] of it.
+    pub blake3: String,
+}
+
+/// Serves one request.
+pub(crate) async fn serve(server: &Arc<Server>, operation: Operation) {
+    let (peer, request) = (operation.address().to_owned(), operation.request().to_owned());
+    tracing::debug!(%peer, request, "operator asks");
+    if let Err(error) = answer(server, operation).await {
+        tracing::warn!(%peer, request, %error, "answer an operator");
+    }
+}
+
+async fn answer(server: &Arc<Server>, operation: Operation) -> Result<(), WireError> {
+    let request: OperatorRequest = match serde_json::from_str(operation.request()) {
+        Ok(request) => request,
+        Err(error) => {
+            operation.refuse(RefusalCode::BadRequest, &format!("read request: {error}"));
+            return Ok(());
+        }
+    };
+    match request {
+        OperatorRequest::Status => reply(operation, &ServerStatus::TargetServer(server.status())).await,
+        OperatorRequest::Points { group } => match points(server, group) {
+            Ok(points) => reply(operation, &points).await,
+            Err(refusal) => {
+                operation.refuse(refusal.code, &refusal.message);
+                Ok(())
+            }
+        },
+        OperatorRequest::ReadView { group, volume, point } => {
+            let Ok(_permit) = server.views.try_acquire() else {
+                let message = format!("read a view: {VIEWS_MAX} are being read already; try again later");
+                operation.refuse(RefusalCode::Busy, &message);
+                return Ok(());
+            };
+            let server = server.clone();
+            let opener = server.clone();
+            let opened = tokio::task::spawn_blocking(move || open_view(&opener, group, volume, point)).await;
+            match opened.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string()))) {
+                Ok((head, view)) => {
+                    let writer = operation.stream(&json(&head)).await?;
+                    stream(&server, writer, view).await
+                }
+                Err(refusal) => {
+                    operation.refuse(refusal.code, &refusal.message);
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+async fn reply<T: Serialize>(operation: Operation, value: &T) -> Result<(), WireError> {
+    operation.reply(&json(value)).await
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("a status has string keys only")
+}
+
+fn points(server: &Server, only: Option<block::GroupId>) -> Result<PointsReply, Refusal> {
+    if let Some(group) = only.filter(|group| server.group(*group).is_none()) {
+        return Err(unknown(group));
+    }
+    let mut groups = Vec::new();
+    for group in server.groups().filter(|group| only.is_none_or(|only| only == group.id)) {
+        let replica = match group.replica() {
+            Ok(replica) => replica,
+            Err(refusal) if only.is_some() => return Err(refusal),
+            Err(_) => continue,
+        };
+        let points = replica.points();
+        groups.push(GroupPoints {
+            group: group.id,
+            generation: replica.applied().0.unwrap_or_default(),
+            volumes: points.last().map_or_else(Vec::new, |point| point.volumes.iter().map(summary).collect()),
+            points: points.iter().map(point_info).collect(),
+        });
+    }
+    Ok(PointsReply { groups })
+}
+
+fn unknown(group: block::GroupId) -> Refusal {
+    Refusal::new(
+        RefusalCode::UnknownGroup,
+        format!("look up group {group}: this target server does not keep it"),
+    )
+}
+
+fn open_view(
+    server: &Server,
+    group: block::GroupId,
+    volume: block::VolumeId,
+    selector: PointSelector,
+) -> Result<(ViewHead, View), Refusal> {
+    let group = server.group(group).ok_or_else(|| unknown(group))?;
+    let replica = group.replica()?;
+    loop {
+        let points = replica.points();
+        let point: Option<&Point> = match selector {
+            PointSelector::Latest => points.last(),
+            PointSelector::Epoch(epoch) => points.iter().find(|point| point.epoch == epoch),
+        };
+        let Some(point) = point else {
+            let message = match selector {
+                PointSelector::Latest => format!("group {} has no recovery point yet", group.id),
+                PointSelector::Epoch(epoch) => {
+                    format!("group {} has no recovery point {epoch}; `seawall points` lists them", group.id)
+                }
+            };
+            return Err(Refusal::new(RefusalCode::NotFound, message));
+        };
+        let view = match replica.view(volume, point.epoch) {
+            // Dropped since: the newest is another one now.
+            Err(ReplicaError::NoSuchPoint { .. }) if selector == PointSelector::Latest => continue,
+            other => other?,
+        };
+        let info = point.volumes.iter().find(|info| info.id == volume);
+        let info = info.ok_or_else(|| Refusal::new(RefusalCode::NotFound, "the point has no such volume"))?;
+        return Ok((ViewHead { group: group.id, volume: summary(info), point: point_info(point) }, view));
+    }
+}
+
+/// Sends all of a view that is not zeroes. Reading and sending go on at the same time.
+async fn stream(server: &Server, mut writer: ViewWriter, view: View) -> Result<(), WireError> {
+    let (chunks, mut read) = mpsc::channel(CHUNKS_QUEUED_MAX);
+    // Ends by itself when nobody takes the chunks any more.
+    let reader = tokio::task::spawn_blocking(move || read_view(&view, &chunks));
+    let mut stopping = pin!(server.stopping());
+    let (mut hash, mut sent) = (ViewHash::new(), ByteCount::ZERO);
+    loop {
+        let chunk = tokio::select! {
+            chunk = read.recv() => chunk,
+            () = &mut stopping => {
+                writer.refuse(RefusalCode::Stopping, "read a view: this target server is stopping");
+                return Ok(());
+            }
+        };
+        let Some((offset, bytes)) = chunk else { break };
+        hash.update(offset, &bytes);
+        sent += ByteCount(bytes.len() as u64);
+        tokio::select! {
+            sent = writer.data(offset, bytes) => sent?,
+            () = &mut stopping => {
+                writer.refuse(RefusalCode::Stopping, "read a view: this target server is stopping");
+                return Ok(());
+            }
+        }
+    }
+    match reader.await {
+        Ok(Ok(())) => {
+            let end = ViewEnd { tail: ViewTail { sent_bytes: sent }, blake3: hash.finish() };
+            writer.finish(&json(&end)).await
+        }
+        Ok(Err(error)) => {
+            tracing::error!(%error, "read a view");
+            writer.refuse(
+                Refusal::from(error).code,
+                "read a view: the replica cannot be read; see the target's log",
+            );
+            Ok(())
+        }
+        Err(error) => {
+            tracing::error!(%error, "read a view");
+            writer.refuse(RefusalCode::Internal, "read a view: reading ended half-way; see the target's log");
+            Ok(())
+        }
+    }
+}
+
+fn read_view(view: &View, chunks: &mpsc::Sender<(ByteOffset, Bytes)>) -> Result<(), ReplicaError> {
+    let mut at = ByteOffset(0);
+    while let Some(extent) = view.next_data(at)? {
+        let mut offset = extent.offset();
+        while offset < extent.end() {
+            let length = (extent.end().0 - offset.0).min(VIEW_CHUNK_BYTES.0);
+            let mut chunk = vec![0; length as usize];
+            view.read_at(&mut chunk, offset)?;
+            let chunk = Bytes::from(chunk);
+            for part in without_zeroes(&chunk) {
+                if chunks
+                    .blocking_send((ByteOffset(offset.0 + part.start as u64), chunk.slice(part)))
+                    .is_err()
+                {
+                    // Nobody wants it any more.
+                    return Ok(());
+                }
+            }
+            offset = ByteOffset(offset.0 + length);
+        }
+        at = extent.end();
+    }
+    Ok(())
+}
+
+/// The parts of a chunk that are to be sent: all but long stretches of zeroes.
+fn without_zeroes(chunk: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut parts: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut at = 0;
+    for block in chunk.chunks(block::BLOCK_BYTES as usize) {
+        let end = at + block.len();
+        if block.iter().any(|byte| *byte != 0) {
+            match parts.last_mut() {
+                Some(last) if at - last.end < GAP_BYTES_MIN => last.end = end,
+                _ => parts.push(at..end),
+            }
+        }
+        at = end;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_zeroes_are_not_sent_and_short_ones_are() {
+        const KIB: usize = 1024;
+        let mut chunk = vec![0; 1024 * KIB];
+        assert!(without_zeroes(&chunk).is_empty());
+        chunk[8 * KIB + 5] = 1;
+        chunk[20 * KIB] = 1;
+        chunk[200 * KIB] = 1;
+        chunk[1024 * KIB - 1] = 1;
+        let expected = [8 * KIB..24 * KIB, 200 * KIB..204 * KIB, 1020 * KIB..1024 * KIB];
+        assert_eq!(without_zeroes(&chunk), expected);
+        assert_eq!(without_zeroes(&[1; 512]), vec![0..512; 1]);
+    }
+
+    /// `seawall restore` compares these; other fields may be added, never renamed.
+    #[test]
+    fn the_end_of_a_view_is_a_tail_with_its_hash() {
+        let end = ViewEnd { tail: ViewTail { sent_bytes: ByteCount(5) }, blake3: "ab".to_owned() };
+        let text = json(&end);
+        assert_eq!(text, r#"{"sent_bytes":5,"blake3":"ab"}"#);
+        assert_eq!(serde_json::from_str::<ViewTail>(&text).unwrap(), end.tail);
+    }
+}

@@ -1,0 +1,239 @@
+//! The one place that waits for connections, and starts and stops everything.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use block::{GroupId, UnixNanos};
+use control::{StateCode, TargetServerStatus};
+use durable::RealStorage;
+use replica::{ReplicaError, Report};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, WireError};
+
+use crate::config::ConfigError;
+use crate::group::Group;
+use crate::{Config, VIEWS_MAX, delivery, operate};
+
+/// Why a target server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The credentials are another part's.
+    #[error(
+        "use the credentials in {path}: they are of a {role}, expected a {expected}; issue the right ones"
+    )]
+    Role {
+        /// Where they lie.
+        path: std::path::PathBuf,
+        /// Whose they are.
+        role: Role,
+        /// Whose they must be.
+        expected: Role,
+    },
+    /// The port cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] WireError),
+    /// A replica could not be looked at because the process is short of something.
+    #[error("open replicas: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// How long to wait when the port failed.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What all connections share.
+pub(crate) struct Server {
+    name: String,
+    groups: BTreeMap<GroupId, Arc<Group>>,
+    pub(crate) threads: usize,
+    pub(crate) views: Semaphore,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Server {
+    pub(crate) fn group(&self, id: GroupId) -> Option<&Arc<Group>> {
+        self.groups.get(&id)
+    }
+
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.groups.values()
+    }
+
+    /// Waits until the server is to stop.
+    pub(crate) async fn stopping(&self) {
+        // An error means that the handle was dropped, which stops as well.
+        let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
+    }
+
+    pub(crate) fn status(&self) -> TargetServerStatus {
+        let groups: Vec<_> = self.groups.values().map(|group| group.status()).collect();
+        let worst = groups.iter().max_by_key(|group| group.state.severity());
+        let state = match *self.stopping.borrow() {
+            true => StateCode::Stopping,
+            false => worst.map_or(StateCode::Unknown, |group| group.state),
+        };
+        TargetServerStatus {
+            time: UnixNanos::now(),
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state,
+            last_error: worst.and_then(|group| group.last_error.clone()),
+            groups,
+        }
+    }
+}
+
+/// A target server.
+#[derive(Debug)]
+pub struct TargetServer;
+
+/// A running target server. Dropping it stops the server without waiting.
+pub struct Handle {
+    server: Arc<Server>,
+    local: SocketAddr,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+impl TargetServer {
+    /// Opens the replicas, repairing what a crash left, and listens. A group whose replica does not open is not
+    /// served and says why; the others are.
+    ///
+    /// # Errors
+    /// When configuration, credentials, keys or devices cannot be used, or the port cannot be listened on.
+    pub async fn start(config: Config) -> Result<Handle, StartError> {
+        config.check()?;
+        let credentials = Arc::new(load_credentials(&config)?);
+        let name = credentials.identity().name.clone();
+        let (listen, threads) = (config.listen.clone(), config.threads);
+        let groups = tokio::task::spawn_blocking(move || open_groups(&config)).await??;
+        let listener = Listener::bind(&listen, credentials).await?;
+        let local = listener.local_addr();
+        let (stop, stopping) = watch::channel(false);
+        let server = Arc::new(Server { name, groups, threads, views: Semaphore::new(VIEWS_MAX), stopping });
+        tracing::info!(%local, name = server.name, groups = server.groups.len(), "target server listens");
+        let accepting = tokio::spawn(accept(server.clone(), listener));
+        Ok(Handle { server, local, stop, accepting })
+    }
+
+    /// Looks at everything that a start needs, without starting: values, credentials, keys, devices.
+    ///
+    /// # Errors
+    /// What a start would answer.
+    pub fn check(config: &Config) -> Result<(), StartError> {
+        config.check()?;
+        load_credentials(config)?;
+        for group in &config.groups {
+            group.load_key()?;
+        }
+        let claims: Result<Vec<_>, _> = config.groups.iter().map(|group| group.claim_devices()).collect();
+        claims?;
+        Ok(())
+    }
+}
+
+/// Checks the files of one group's replica. The server must not run.
+///
+/// # Errors
+/// When the files cannot be read, or the server has them open.
+pub fn verify(data: &Path, group: GroupId) -> Result<Report, ReplicaError> {
+    replica::verify(&RealStorage, &data.join(group.to_string()))
+}
+
+fn load_credentials(config: &Config) -> Result<Credentials, StartError> {
+    let credentials = Credentials::load(&config.credentials)?;
+    let (role, expected) = (credentials.identity().role, Role::TargetServer);
+    if role != expected {
+        return Err(StartError::Role { path: config.credentials.clone(), role, expected });
+    }
+    Ok(credentials)
+}
+
+fn open_groups(config: &Config) -> Result<BTreeMap<GroupId, Arc<Group>>, ConfigError> {
+    let open = |group| Group::open(group, &config.data).map(|group| (group.id, Arc::new(group)));
+    config.groups.iter().map(open).collect()
+}
+
+impl Handle {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// How it is.
+    pub fn status(&self) -> TargetServerStatus {
+        self.server.status()
+    }
+
+    /// Stops: no new connections, deliveries and views are refused as stopping, what is being applied is finished.
+    /// When this returns, nothing of the server runs any more and the replicas are closed.
+    pub async fn shutdown(self) {
+        let Handle { server, stop, accepting, .. } = self;
+        stop.send_replace(true);
+        if let Err(error) = accepting.await {
+            tracing::error!(%error, "stop accepting");
+        }
+        drop(server);
+    }
+}
+
+/// Accepts connections until the server is to stop, and then waits until all have ended.
+async fn accept(server: Arc<Server>, listener: Listener) {
+    let mut stopping = pin!(server.stopping());
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = &mut stopping => break,
+            pending = listener.accept() => match pending {
+                Ok(pending) => {
+                    connections.spawn(serve(server.clone(), pending));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "accept connections; tried again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(ended) = connections.join_next() => report(ended),
+        }
+    }
+    drop(listener);
+    while let Some(ended) = connections.join_next().await {
+        report(ended);
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "serve a connection");
+    }
+}
+
+async fn serve(server: Arc<Server>, pending: Pending) {
+    let address = pending.address();
+    let open = async { Opening::read(pending.handshake().await?).await };
+    let opening = tokio::select! {
+        opening = open => opening,
+        () = server.stopping() => return,
+    };
+    match opening {
+        Ok(Opening::Deliver(receiver)) => delivery::serve(&server, receiver).await,
+        Ok(Opening::Operate(operation)) => operate::serve(&server, operation).await,
+        Err(error) => tracing::warn!(%address, %error, "connection refused"),
+    }
+}

@@ -1,0 +1,5 @@
+//! The target server as others meet it: over the wire, and as a command.
+
+mod command;
+mod server;
+mod support;

@@ -1,0 +1,274 @@
+//! The whole system as an administrator runs it: the real programs as processes, from the directory that `seawall init` makes.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+/// A program of the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// seawall-agent.
+    Agent,
+    /// seawall-process-server.
+    ProcessServer,
+    /// seawall-target-server.
+    TargetServer,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Part::Agent => "agent",
+            Part::ProcessServer => "process-server",
+            Part::TargetServer => "target-server",
+        }
+    }
+}
+
+/// A group's processes, in a directory of their own. Dropping it kills them.
+pub struct System {
+    dir: tempfile::TempDir,
+    running: Vec<(Part, Child)>,
+}
+
+/// A program that `cargo build` made, beside the running test.
+///
+/// # Errors
+/// When it was not built.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe().context("find the test program")?;
+    let dir = test.parent().and_then(Path::parent).context("find the target directory")?;
+    let path = dir.join(name);
+    ensure!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
+    Ok(path)
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+impl System {
+    /// Makes authority, identities and configuration for these disks. `epoch_ms` between cuts.
+    ///
+    /// # Errors
+    /// When `seawall init` fails.
+    pub fn init(devices: &[&Path], epoch_ms: u64) -> anyhow::Result<System> {
+        let dir = tempfile::tempdir()?;
+        let mut command = Command::new(program("seawall")?);
+        command.arg("init").arg(dir.path().join("seawall"));
+        for device in devices {
+            command.arg("--device").arg(device);
+        }
+        command.arg("--process-server").arg(format!("127.0.0.1:{}", free_port()?));
+        command.arg("--target-server").arg(format!("127.0.0.1:{}", free_port()?));
+        let output = command.output()?;
+        ensure!(output.status.success(), "seawall init: {}", String::from_utf8_lossy(&output.stderr));
+        let system = System { dir, running: Vec::new() };
+        system.edit(Part::Agent, |text| {
+            text.replace("epoch_interval_ms = 1000", &format!("epoch_interval_ms = {epoch_ms}"))
+        })?;
+        Ok(system)
+    }
+
+    /// The directory for this test's own files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The directory of a part.
+    pub fn place(&self, part: Part) -> PathBuf {
+        self.dir.path().join("seawall").join(part.name())
+    }
+
+    /// The configuration file of a part.
+    pub fn config(&self, part: Part) -> PathBuf {
+        self.place(part).join(format!("{}.toml", part.name()))
+    }
+
+    /// Changes a part's configuration.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or the change changes nothing.
+    pub fn edit(&self, part: Part, change: impl Fn(&str) -> String) -> anyhow::Result<()> {
+        let path = self.config(part);
+        let text = fs::read_to_string(&path)?;
+        let changed = change(&text);
+        ensure!(changed != text, "the change of {} changes nothing:\n{text}", path.display());
+        fs::write(path, changed).context("write the configuration")
+    }
+
+    /// Starts a part as a process; its log goes to a file.
+    ///
+    /// # Errors
+    /// When the program is missing.
+    pub fn start(&mut self, part: Part) -> anyhow::Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log(part))?;
+        let child = Command::new(program(&format!("seawall-{}", part.name()))?)
+            .args(["run", "--config"])
+            .arg(self.config(part))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.running.push((part, child));
+        Ok(())
+    }
+
+    /// Starts all three.
+    ///
+    /// # Errors
+    /// When a program is missing.
+    pub fn start_all(&mut self) -> anyhow::Result<()> {
+        [Part::TargetServer, Part::ProcessServer, Part::Agent]
+            .into_iter()
+            .try_for_each(|part| self.start(part))
+    }
+
+    fn log(&self, part: Part) -> PathBuf {
+        self.dir.path().join(format!("{}.log", part.name()))
+    }
+
+    /// What a part has logged; for messages of failed tests.
+    pub fn logged(&self, part: Part) -> String {
+        fs::read_to_string(self.log(part)).unwrap_or_default()
+    }
+
+    /// kill -9.
+    ///
+    /// # Errors
+    /// When the part does not run.
+    pub fn kill(&mut self, part: Part) -> anyhow::Result<()> {
+        let index =
+            self.running.iter().position(|(running, _)| *running == part).context("it does not run")?;
+        let (_, mut child) = self.running.remove(index);
+        if let Some(status) = child.try_wait()? {
+            bail!("{} had ended by itself: {status}\n{}", part.name(), self.logged(part));
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end well within 30 s.
+    pub fn stop(&mut self, part: Part) -> anyhow::Result<()> {
+        let index =
+            self.running.iter().position(|(running, _)| *running == part).context("it does not run")?;
+        let (_, mut child) = self.running.remove(index);
+        scratch::run("kill", &["-TERM", &child.id().to_string()])?;
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = child.try_wait()? {
+                ensure!(status.success(), "{} ended with {status}\n{}", part.name(), self.logged(part));
+                return Ok(());
+            }
+            if Instant::now() > limit {
+                child.kill()?;
+                child.wait()?;
+                bail!("{} did not stop within 30 s of SIGTERM\n{}", part.name(), self.logged(part));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs the operator's command with `--json` and gives its answer.
+    ///
+    /// # Errors
+    /// When it fails; the error holds what it said.
+    pub fn operator(&self, command: &str, arguments: &[&str]) -> anyhow::Result<Value> {
+        let output = Command::new(program("seawall")?)
+            .arg(command)
+            .arg("--dir")
+            .arg(self.dir.path().join("seawall"))
+            .arg("--json")
+            .args(arguments)
+            .output()?;
+        if !output.status.success() {
+            bail!(
+                "seawall {command} {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let last = text.lines().last().unwrap_or_default();
+        serde_json::from_str(last).with_context(|| format!("read what seawall {command} said: {last}"))
+    }
+
+    /// The numbers of the recovery points, oldest first; none when the target server cannot be asked.
+    pub fn points(&self) -> Vec<u64> {
+        let Ok(reply) = self.operator("points", &[]) else { return Vec::new() };
+        let points = reply["groups"][0]["points"].as_array().cloned().unwrap_or_default();
+        points.iter().filter_map(|point| point["epoch"].as_u64()).collect()
+    }
+
+    /// Waits until a condition on the points holds.
+    ///
+    /// # Errors
+    /// When it does not within 120 s; the error holds the logs.
+    pub fn wait_for_points(&self, what: &str, holds: impl Fn(&[u64]) -> bool) -> anyhow::Result<Vec<u64>> {
+        let limit = Instant::now() + Duration::from_secs(120);
+        loop {
+            let points = self.points();
+            if holds(&points) {
+                return Ok(points);
+            }
+            if Instant::now() > limit {
+                let status =
+                    self.operator("status", &[]).map_or_else(|error| error.to_string(), |s| s.to_string());
+                let logs: Vec<String> = [Part::Agent, Part::ProcessServer, Part::TargetServer]
+                    .map(|part| format!("--- {}\n{}", part.name(), self.logged(part)))
+                    .into();
+                bail!("{what}: not within 120 s; points {points:?}; status {status}\n{}", logs.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits for a recovery point whose cut was taken after now: everything durable before is in it.
+    ///
+    /// # Errors
+    /// As [`System::wait_for_points`].
+    pub fn wait_for_now(&self) -> anyhow::Result<u64> {
+        let now = block::UnixNanos::now().0;
+        let limit = Instant::now() + Duration::from_secs(120);
+        while Instant::now() < limit {
+            if let Ok(reply) = self.operator("points", &[])
+                && let Some(newest) = reply["groups"][0]["points"].as_array().and_then(|points| points.last())
+                && newest["cut_time"].as_u64().is_some_and(|time| time > now)
+            {
+                return newest["epoch"].as_u64().context("a point has an epoch");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.wait_for_points("a point from now", |_| false).map(|_| 0)
+    }
+
+    /// Restores a volume at a point to a file.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn restore(&self, volume: &str, point: u64, out: &Path) -> anyhow::Result<()> {
+        let out = out.to_str().context("path")?;
+        let point = point.to_string();
+        let arguments = ["--force", "--volume", volume, "--point", &point, "--out", out];
+        self.operator("restore", &arguments).map(drop)
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.running {
+            // Ended already, or ends now.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Developer commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask bpf`.
+
+mod bench;
+mod bpf;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+
+/// Developer commands.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing (as root, on Debian), then check format, lints, documents, and run every test.
+    Test(test::Options),
+    /// Run benches and print a table of figures with their ratio to the limit of the same run.
+    Bench(bench::Options),
+    /// Compile the capture program; its object is committed beside it.
+    Bpf(bpf::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::Bpf(options) => bpf::run(&options),
+    }
+}
+
+/// The checkout.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the checkout")
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a step and shows what it is; its output goes to the terminal.
+fn step(what: &str, command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("\n== {what}");
+    let status = command.status().with_context(|| format!("{what}: start {command:?}"))?;
+    if !status.success() {
+        bail!("{what}: {status}");
+    }
+    Ok(())
+}
+
+/// Where a program is, if it is installed. Administration programs are looked for too.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program)).find(|file| file.is_file())
+}

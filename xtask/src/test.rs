@@ -1,0 +1,78 @@
+use std::process::Command;
+
+use anyhow::bail;
+use clap::Args;
+
+use crate::{cargo, find, step};
+
+/// What the tests use, and the Debian package that has it.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("clang", "clang"),
+    ("llvm-strip", "llvm"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("losetup", "mount"),
+    ("fio", "fio"),
+    ("gcc", "build-essential"),
+];
+/// A header, and its package.
+const HEADERS: [(&str, &str); 1] = [("/usr/include/bpf/bpf_helpers.h", "libbpf-dev")];
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only run the tests; leave out format, lints and documents.
+    #[arg(long)]
+    tests_only: bool,
+    /// Passed on to the test runner, such as a name.
+    #[arg(trailing_var_arg = true)]
+    filter: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    install()?;
+    if !options.tests_only {
+        step("format", cargo().args(["fmt", "--all", "--check"]))?;
+        let lints = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+        step("lints", cargo().args(lints))?;
+        let documents = ["doc", "--workspace", "--no-deps", "--quiet", "--document-private-items"];
+        step("documents", cargo().args(documents).env("RUSTDOCFLAGS", "-D warnings"))?;
+    }
+    // The whole-system tests start the servers as processes.
+    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    let documented = ["test", "--workspace", "--doc", "--quiet"];
+    if !options.tests_only {
+        step("examples in documents", cargo().args(documented))?;
+    }
+    if find("cargo-nextest").is_some() {
+        step("tests", cargo().args(["nextest", "run", "--workspace"]).args(&options.filter))
+    } else {
+        // Without nextest's groups, tests that use global kernel state must not run beside each other.
+        let all = ["test", "--workspace", "--all-targets", "--", "--test-threads=1"];
+        step("tests, one by one (cargo-nextest is faster)", cargo().args(all).args(&options.filter))
+    }
+}
+
+/// Installs missing Debian packages when this is root; otherwise names them.
+fn install() -> anyhow::Result<()> {
+    let programs =
+        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package);
+    let headers =
+        HEADERS.iter().filter(|(file, _)| !std::path::Path::new(file).exists()).map(|(_, package)| *package);
+    let missing: Vec<&str> = programs.chain(headers).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() || find("apt-get").is_none() {
+        eprintln!("Not installed: {}. Tests that need them will say so.", missing.join(", "));
+        return Ok(());
+    }
+    step("package lists", Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
+    step("packages", install.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    if let Some((program, package)) = PROGRAMS.iter().find(|(program, _)| find(program).is_none()) {
+        bail!("package {package} was installed, but {program} is still missing");
+    }
+    Ok(())
+}
