@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use block::{ByteCount, UnixNanos, VolumeId};
+use block::{ByteCount, Epoch, UnixNanos, VolumeId};
 use capture::{
     Device, DirectDisks, KernelTap, KernelTapOptions, Progress, Source, SourceStatus, Tracker, TrackerLimits,
 };
@@ -105,7 +105,8 @@ impl Follower {
             logical_block: 512,
         };
         let disks = DirectDisks::new(vec![device.direct()?], 2)?;
-        let tap = KernelTap::attach(&[device], KernelTapOptions { ring: ByteCount::mib(128), data })?;
+        let options = KernelTapOptions { ring: ByteCount::mib(128), data, keep: None };
+        let tap = KernelTap::attach(&[(volume.id, &device)], &options)?;
         if let (true, Some(why)) = (data, tap.why_not_data()) {
             anyhow::bail!("no data mode: {why}");
         }
@@ -116,11 +117,13 @@ impl Follower {
         let thread = std::thread::spawn({
             let (stop, settled) = (stop.clone(), settled.clone());
             move || -> anyhow::Result<SourceStatus> {
-                let mut spare = Fold::new();
+                let (mut spare, mut epoch) = (Fold::new(), Epoch::NONE);
                 while !stop.load(Ordering::SeqCst) {
                     let progress = tracker.advance(UnixNanos::now(), ByteCount::mib(64))?;
                     if progress == Progress::Full || tracker.open_bytes() >= ByteCount::mib(32) {
-                        spare = tracker.cut(spare).fold;
+                        epoch = epoch.next();
+                        spare = tracker.cut(spare, epoch).fold;
+                        tracker.acknowledged(epoch);
                         spare.clear();
                     }
                     if progress == Progress::Idle {

@@ -7,6 +7,8 @@ use serde::Deserialize;
 
 /// The shortest and the longest epoch interval, in milliseconds.
 pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
+/// Where tracking is kept if the configuration names no other place.
+pub const TRACKING_FOLDER: &str = "/sys/fs/bpf/seawall";
 /// The least epoch memory: below it a drain could not go on beside the records.
 pub const EPOCH_MEMORY_MIN: ByteCount = ByteCount::mib(24);
 
@@ -47,6 +49,15 @@ pub struct AgentSection {
     /// How changes are found.
     #[serde(default)]
     pub source: SourceChoice,
+    /// Whether tracking goes on while no agent runs, so that a restart reads nothing again.
+    #[serde(default = "yes")]
+    pub keep_tracking: bool,
+    /// Where the kernel keeps it: a folder in the BPF file system.
+    #[serde(default = "default_tracking_folder")]
+    pub tracking_folder: PathBuf,
+    /// Of the time, in percent (1 to 100), in which missed writes are read from the disks while applications write.
+    #[serde(default = "default_drain_share")]
+    pub drain_share_percent: u32,
 }
 
 /// How changes are found.
@@ -103,6 +114,18 @@ fn default_interval() -> u64 {
     1000
 }
 
+fn yes() -> bool {
+    true
+}
+
+fn default_tracking_folder() -> PathBuf {
+    TRACKING_FOLDER.into()
+}
+
+fn default_drain_share() -> u32 {
+    25
+}
+
 fn default_ring() -> ByteCount {
     ByteCount::mib(128)
 }
@@ -142,6 +165,9 @@ impl AgentConfig {
                 "epoch_memory_bytes = {}: at least {EPOCH_MEMORY_MIN}",
                 agent.epoch_memory_bytes
             ));
+        }
+        if !(1..=100).contains(&agent.drain_share_percent) {
+            return Err(format!("drain_share_percent = {}: must be 1 to 100", agent.drain_share_percent));
         }
         if agent.generation.0 == 0 {
             return Err("generation = 0: generations are numbered from 1".into());

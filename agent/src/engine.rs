@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use block::{ByteCount, Consistency, UnixNanos};
+use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use capture::{Progress, Source};
 
 use crate::config::AgentConfig;
@@ -29,6 +29,8 @@ pub(crate) struct Engine {
     stop: Arc<AtomicBool>,
     interval: Duration,
     memory: ByteCount,
+    /// What the source has been told of.
+    acknowledged: Epoch,
 }
 
 impl Engine {
@@ -41,7 +43,8 @@ impl Engine {
         stop: Arc<AtomicBool>,
     ) -> Engine {
         let interval = Duration::from_millis(config.agent.epoch_interval_ms);
-        Engine { source, sealer, outbox, reports, stop, interval, memory: config.agent.epoch_memory_bytes }
+        let memory = config.agent.epoch_memory_bytes;
+        Engine { source, sealer, outbox, reports, stop, interval, memory, acknowledged: Epoch::NONE }
     }
 
     /// Runs until told to stop.
@@ -58,6 +61,11 @@ impl Engine {
                     return;
                 }
             };
+            let held = self.outbox.progress().held.held;
+            if held > self.acknowledged {
+                self.acknowledged = held;
+                self.source.acknowledged(held);
+            }
             let now = Instant::now();
             let due = now >= next_cut;
             let large = progress == Progress::Full || self.source.open_bytes() >= EPOCH_BYTES;
@@ -107,7 +115,7 @@ impl Engine {
             self.sealer.give_back(spare);
             return false;
         };
-        let cut = self.source.cut(spare);
+        let cut = self.source.cut(spare, epoch);
         self.sealer.seal(Job { epoch, cut, volumes: self.source.volumes() });
         true
     }

@@ -6,8 +6,9 @@
 //! Memory: open epoch, the epoch being sealed and the outbox together stay inside `epoch_memory_bytes`. When it is full the
 //! engine stops consuming; the ring fills; writes turn into dirty bits. The application never waits.
 //!
-//! Crash: nothing is persistent here. An agent that starts again asks the process server for the last epoch it holds and
-//! reads its disks again.
+//! Crash: nothing is persistent here, but the kernel goes on tracking, and knows which granules were taken and are not
+//! held by the process server. An agent that starts again asks the process server for the last epoch it holds, and reads
+//! just those granules again. After a reboot it reads everything.
 
 mod config;
 mod deliver;
@@ -18,7 +19,8 @@ mod seal;
 mod source;
 
 pub use config::{
-    AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, SourceChoice, VolumeConfig,
+    AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, SourceChoice,
+    TRACKING_FOLDER, VolumeConfig,
 };
 pub use source::probe;
 
@@ -34,8 +36,9 @@ use wire::Credentials;
 use crate::engine::Engine;
 use crate::outbox::Outbox;
 use crate::report::Reports;
+use crate::source::Opened;
 
-/// A running agent. Dropping it detaches the capture.
+/// A running agent. Dropping it stops it; the kernel goes on tracking if `keep_tracking` is set.
 pub struct Agent {
     stop: Arc<AtomicBool>,
     reports: Arc<Reports>,
@@ -52,9 +55,9 @@ impl Agent {
         let credentials =
             Credentials::load(&config.agent.credentials).context("load the agent's credentials")?;
         let key = GroupKey::load(&config.agent.group_key).context("load the group's key")?;
-        let (source, notes) = source::open(&config)?;
+        let Opened { source, notes, resumed } = source::open(&config)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let outbox = Arc::new(Outbox::new());
+        let outbox = Arc::new(Outbox::new(resumed));
         let reports = Arc::new(Reports::new(&config, notes));
         let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
         let engine = Engine::new(&config, source, sealer, outbox.clone(), reports.clone(), stop.clone());

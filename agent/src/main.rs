@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use seawall_agent::{Agent, AgentConfig};
+use seawall_agent::{Agent, AgentConfig, TRACKING_FOLDER};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Capture this machine's disks and send every change to a process server.
@@ -14,7 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
     after_help = "Examples:
   seawall-agent check-config --config /etc/seawall/agent.toml
   seawall-agent run --config /etc/seawall/agent.toml
-  seawall-agent run --config agent.toml --log info,capture=debug"
+  seawall-agent run --config agent.toml --log info,capture=debug
+  seawall-agent detach --config /etc/seawall/agent.toml"
 )]
 struct Cli {
     /// What to log, as in RUST_LOG.
@@ -36,6 +37,23 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// End what the kernel keeps of a stopped agent: detach its programs and free their memory.
+    ///
+    /// The next start reads all disks again.
+    #[command(after_help = "Examples:
+  seawall-agent detach --config /etc/seawall/agent.toml
+  seawall-agent detach --all")]
+    Detach {
+        /// The configuration file of the agent whose group is meant.
+        #[arg(long, required_unless_present = "all")]
+        config: Option<PathBuf>,
+        /// Of all groups on this machine.
+        #[arg(long, conflicts_with = "config")]
+        all: bool,
+        /// Where the groups' tracking is kept.
+        #[arg(long, default_value = TRACKING_FOLDER, conflicts_with = "config")]
+        folder: PathBuf,
+    },
     /// Read the configuration and say what is wrong with it, or nothing.
     #[command(after_help = "Example:\n  seawall-agent check-config --config /etc/seawall/agent.toml")]
     CheckConfig {
@@ -51,6 +69,24 @@ fn main() -> anyhow::Result<()> {
         Command::CheckConfig { config } => {
             AgentConfig::load(&config)?;
             println!("{}: in order", config.display());
+            Ok(())
+        }
+        Command::Detach { config, all: _, folder } => {
+            let ended = match config {
+                Some(config) => {
+                    let agent = AgentConfig::load(&config)?.agent;
+                    capture::detach(&agent.tracking_folder, Some(&agent.group.to_string()))?
+                }
+                None => capture::detach(&folder, None)?,
+            };
+            println!(
+                "{}",
+                if ended == 0 {
+                    "nothing was attached"
+                } else {
+                    "detached: the next start reads all disks again"
+                }
+            );
             Ok(())
         }
         Command::Run { config } => {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use bytes::Bytes;
+use capture::Resumed;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use wire::Held;
@@ -88,8 +89,14 @@ pub(crate) struct Progress {
 }
 
 impl Outbox {
-    pub(crate) fn new() -> Outbox {
-        Outbox { state: Mutex::default(), changed: Notify::new() }
+    /// After an earlier agent that has left what it knew, if it has.
+    pub(crate) fn new(resumed: Option<Resumed>) -> Outbox {
+        let mut state = State::default();
+        if let Some(resumed) = resumed {
+            state.sealed = resumed.numbered;
+            state.held.held = resumed.acknowledged;
+        }
+        Outbox { state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// Gives the next epoch its number; `None` until the process server has been asked.
@@ -121,13 +128,17 @@ impl Outbox {
     /// The process server has accepted this agent and says where it is.
     pub(crate) fn opened(&self, held: Held) -> Result<(), Mismatch> {
         let mut state = self.state.lock();
+        let known = state.numbered.is_some() || state.sealed != Epoch::NONE;
+        if known && held.held > state.sealed {
+            return Err(Mismatch::Ahead { held: held.held, sealed: state.sealed });
+        }
+        if known && held.held < state.held.held {
+            return Err(Mismatch::Behind { held: held.held, acknowledged: state.held.held });
+        }
         if state.numbered.is_none() {
+            // Epochs that an earlier agent numbered and nobody holds are numbered again; what they held is read again.
             state.numbered = Some(held.held);
             state.sealed = held.held;
-        } else if held.held > state.sealed {
-            return Err(Mismatch::Ahead { held: held.held, sealed: state.sealed });
-        } else if held.held < state.held.held {
-            return Err(Mismatch::Behind { held: held.held, acknowledged: state.held.held });
         }
         drop(state);
         self.acknowledge(held)
@@ -206,7 +217,7 @@ mod tests {
 
     #[test]
     fn numbering_goes_on_after_what_is_held() {
-        let outbox = Outbox::new();
+        let outbox = Outbox::new(None);
         assert_eq!(outbox.number(), None);
         outbox.opened(held(7)).unwrap();
         assert_eq!(outbox.number(), Some(Epoch(8)));
@@ -220,8 +231,22 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_agent_left_is_held_against_the_server() {
+        let resumed = Resumed { numbered: Epoch(9), acknowledged: Epoch(6) };
+        for (server, fits) in [(5, false), (6, true), (8, true), (9, true), (10, false)] {
+            let outbox = Outbox::new(Some(resumed));
+            assert_eq!(outbox.number(), None);
+            assert_eq!(outbox.opened(held(server)).is_ok(), fits, "{server}");
+            assert_eq!(outbox.number().is_some(), fits);
+            if fits {
+                outbox.push(entry(server + 1));
+            }
+        }
+    }
+
+    #[test]
     fn a_server_that_knows_more_or_forgot_is_not_trusted() {
-        let outbox = Outbox::new();
+        let outbox = Outbox::new(None);
         outbox.opened(held(0)).unwrap();
         outbox.number();
         outbox.push(entry(1));

@@ -1,6 +1,9 @@
 use anyhow::{Context, bail};
-use block::{ByteCount, UnixNanos};
-use capture::{Device, DirectDisks, KernelTap, KernelTapOptions, ScanSource, Source, Tracker, TrackerLimits};
+use block::{ByteCount, UnixNanos, VolumeId};
+use capture::{
+    CaptureError, Device, DirectDisks, Keep, KernelTap, KernelTapOptions, Resumed, ScanSource, Source,
+    Tracker, TrackerLimits,
+};
 use changeset::VolumeInfo;
 
 use crate::config::{AgentConfig, SourceChoice};
@@ -10,8 +13,28 @@ const DRAIN_THREADS: usize = 2;
 /// A probe needs a ring, however small.
 const PROBE_RING: ByteCount = ByteCount::kib(64);
 
-/// Opens what the configuration asks for; with it, in words, what was chosen and why.
-pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<(Box<dyn Source>, Vec<String>)> {
+/// What follows the group's disks.
+pub(crate) struct Opened {
+    pub(crate) source: Box<dyn Source>,
+    /// What was chosen and why, in words.
+    pub(crate) notes: Vec<String>,
+    /// What an earlier agent has left, if tracking has gone on since.
+    pub(crate) resumed: Option<Resumed>,
+}
+
+impl Opened {
+    fn scan(source: Box<dyn Source>, note: String) -> Opened {
+        Opened { source, notes: vec![note], resumed: None }
+    }
+
+    fn chosen(mut self, note: String) -> Opened {
+        self.notes.insert(0, note);
+        self
+    }
+}
+
+/// Opens what the configuration asks for.
+pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<Opened> {
     let choice = config.agent.source;
     let scan = || -> anyhow::Result<Box<dyn Source>> {
         let volumes: Vec<_> = config
@@ -22,9 +45,9 @@ pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<(Box<dyn Source>, Vec
         Ok(Box::new(ScanSource::open(&volumes, config.agent.epoch_interval_ms)?))
     };
     match choice {
-        SourceChoice::Scan => Ok((scan()?, vec!["scan, as configured".into()])),
+        SourceChoice::Scan => Ok(Opened::scan(scan()?, "scan, as configured".into())),
         SourceChoice::Ebpf | SourceChoice::EbpfBitmap => {
-            let (source, why_not_data) = ebpf(config, choice == SourceChoice::Ebpf)?;
+            let (opened, why_not_data) = ebpf(config, choice == SourceChoice::Ebpf)?;
             if choice == SourceChoice::Ebpf
                 && let Some(why) = why_not_data
             {
@@ -32,22 +55,23 @@ pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<(Box<dyn Source>, Vec
                     "capture write data with eBPF: {why}. Use source = \"auto\" to follow granules only, or \"scan\""
                 );
             }
-            Ok((source, vec!["eBPF, as configured".into()]))
+            Ok(opened.chosen("eBPF, as configured".into()))
         }
         SourceChoice::Auto => match ebpf(config, true) {
-            Ok((source, None)) => Ok((source, vec!["eBPF with write data".into()])),
-            Ok((source, Some(why))) => Ok((source, vec![format!("eBPF without write data: {why}")])),
+            Ok((opened, None)) => Ok(opened.chosen("eBPF with write data".into())),
+            Ok((opened, Some(why))) => Ok(opened.chosen(format!("eBPF without write data: {why}"))),
             Err(error) => {
                 let why = format!("{error:#}");
                 let scan =
                     scan().with_context(|| format!("eBPF capture is not possible ({why}); scan instead"))?;
-                Ok((scan, vec![format!("scan, because eBPF capture is not possible: {why}")]))
+                Ok(Opened::scan(scan, format!("scan, because eBPF capture is not possible: {why}")))
             }
         },
     }
 }
 
-fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Box<dyn Source>, Option<String>)> {
+/// With the source: why data is not captured, if it is not.
+fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Opened, Option<String>)> {
     let mut devices = Vec::new();
     let mut volumes = Vec::new();
     let mut disks = Vec::new();
@@ -62,13 +86,50 @@ fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Box<dyn Source>, Op
         disks.push(device.direct()?);
         devices.push(device);
     }
-    let options = KernelTapOptions { ring: config.agent.ring_bytes, data };
-    let tap = KernelTap::attach(&devices, options)?;
+    let followed: Vec<(VolumeId, &Device)> =
+        config.volume.iter().map(|volume| config.volume_id(volume)).zip(&devices).collect();
+    let (tap, mut notes) = attach(config, &followed, data)?;
     let why_not_data = tap.why_not_data().map(str::to_owned);
     let disks =
         DirectDisks::new(disks, DRAIN_THREADS).context("start the threads that read dirty granules")?;
-    let tracker = Tracker::new(tap, disks, volumes, TrackerLimits::default(), UnixNanos::now());
-    Ok((Box::new(tracker), why_not_data))
+    let resumed = tap.resumed();
+    if resumed.is_some() {
+        let all = tap.why_all().map(|why| format!("; all is read again: {why}")).unwrap_or_default();
+        notes.push(format!("tracking went on while no agent ran{all}"));
+    }
+    let limits = TrackerLimits { share: config.agent.drain_share_percent, ..TrackerLimits::default() };
+    let tracker = Tracker::new(tap, disks, volumes, limits, UnixNanos::now());
+    Ok((Opened { source: Box::new(tracker), notes, resumed }, why_not_data))
+}
+
+/// Attaches so that tracking outlives this process if it can, and says why if it cannot.
+fn attach(
+    config: &AgentConfig,
+    volumes: &[(VolumeId, &Device)],
+    data: bool,
+) -> anyhow::Result<(KernelTap, Vec<String>)> {
+    let mut options = KernelTapOptions { ring: config.agent.ring_bytes, data, keep: None };
+    if config.agent.keep_tracking {
+        let keep = Keep {
+            folder: config.agent.tracking_folder.clone(),
+            group: config.agent.group,
+            generation: config.agent.generation,
+        };
+        options.keep = Some(keep);
+        match KernelTap::attach(volumes, &options) {
+            Err(CaptureError::NoBpfFileSystem { path, source }) => {
+                options.keep = None;
+                let note = format!(
+                    "tracking ends with this process, and a restart reads everything again, because the BPF file \
+                     system cannot be used at {}: {source}",
+                    path.display()
+                );
+                return Ok((KernelTap::attach(volumes, &options)?, vec![note]));
+            }
+            attached => return Ok((attached?, Vec::new())),
+        }
+    }
+    Ok((KernelTap::attach(volumes, &options)?, vec!["tracking ends with this process, as configured".into()]))
 }
 
 /// Whether writes of this disk can be captured with their data: attaches and detaches again.
@@ -77,7 +138,8 @@ fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Box<dyn Source>, Op
 /// When they cannot; the error says why.
 pub fn probe(device: &std::path::Path) -> anyhow::Result<()> {
     let device = Device::open(device)?;
-    let tap = KernelTap::attach(&[device], KernelTapOptions { ring: PROBE_RING, data: true })?;
+    let options = KernelTapOptions { ring: PROBE_RING, data: true, keep: None };
+    let tap = KernelTap::attach(&[(VolumeId([0; 16]), &device)], &options)?;
     match tap.why_not_data() {
         None => Ok(()),
         Some(why) => bail!("capture write data with eBPF: {why}"),

@@ -141,7 +141,9 @@ fn agent_config(group: &GroupId, process_server: &str, volumes: &[(String, PathB
          # The agent's memory for what is not cached yet.\n\
          epoch_memory_bytes = \"256MiB\"\n\
          # auto, ebpf or scan.\n\
-         source = \"auto\"\n",
+         source = \"auto\"\n\
+         # The kernel goes on tracking while the agent is stopped; `seawall-agent detach` ends it.\n\
+         keep_tracking = true\n",
         quoted(process_server)
     );
     for (name, device) in volumes {

@@ -80,7 +80,10 @@ impl Follower {
             })
             .collect();
         let disks = devices.iter().map(Device::direct).collect::<Result<Vec<_>, _>>()?;
-        let tap = KernelTap::attach(&devices, KernelTapOptions { ring: options.ring, data: options.data })?;
+        let followed: Vec<(VolumeId, &Device)> =
+            devices.iter().enumerate().map(|(index, device)| (VolumeId([index as u8; 16]), device)).collect();
+        let tap_options = KernelTapOptions { ring: options.ring, data: options.data, keep: None };
+        let tap = KernelTap::attach(&followed, &tap_options)?;
         if let (true, Some(why)) = (options.data, tap.why_not_data()) {
             bail!("data mode is off: {why}");
         }
@@ -88,7 +91,8 @@ impl Follower {
             tap,
             DirectDisks::new(disks, 2)?,
             volumes,
-            TrackerLimits::default(),
+            // What is tested is correctness; the application need not be spared.
+            TrackerLimits { share: 100, ..TrackerLimits::default() },
             UnixNanos::now(),
         );
         let stop = Arc::new(AtomicBool::new(false));
@@ -143,12 +147,13 @@ fn follow(
         let stopping = stop.load(Ordering::SeqCst);
         let settled = stopping && progress == Progress::Idle && source.consistency().is_point();
         if progress == Progress::Full || Instant::now() >= next_cut || settled {
-            let cut = source.cut(reuse);
+            let epoch = Epoch(epochs.len() as u64 + 1);
+            let cut = source.cut(reuse, epoch);
             points.fetch_add(u64::from(cut.consistency.is_point()), Ordering::SeqCst);
             let stamp = Stamp {
                 group: GROUP,
                 generation: Generation(1),
-                epoch: Epoch(epochs.len() as u64 + 1),
+                epoch,
                 consistency: cut.consistency,
                 cut_time: cut.time,
             };
@@ -159,7 +164,9 @@ fn follow(
             next_cut = Instant::now() + options.interval;
         }
         if settled {
-            return Ok(Followed { epochs, status: source.status(), ring_used_max });
+            let status = source.status();
+            ensure!(status.losses == 0, "tracking had a gap: {status:?}");
+            return Ok(Followed { epochs, status, ring_used_max });
         }
         if stopping {
             let limit = *give_up.get_or_insert_with(|| Instant::now() + Duration::from_secs(60));

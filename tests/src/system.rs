@@ -70,14 +70,23 @@ impl System {
         ensure!(output.status.success(), "seawall init: {}", String::from_utf8_lossy(&output.stderr));
         let system = System { dir, running: Vec::new() };
         system.edit(Part::Agent, |text| {
-            text.replace("epoch_interval_ms = 1000", &format!("epoch_interval_ms = {epoch_ms}"))
+            text.replace("epoch_interval_ms = 1000", &format!("epoch_interval_ms = {epoch_ms}")).replace(
+                "keep_tracking = true",
+                &format!("keep_tracking = true\ntracking_folder = {:?}", system.tracking()),
+            )
         })?;
+        fs::create_dir(system.dir.path().join("bpf"))?;
         Ok(system)
     }
 
     /// The directory for this test's own files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where the agent keeps its tracking: in a BPF file system of this test's own, which the agent mounts.
+    pub fn tracking(&self) -> PathBuf {
+        self.dir.path().join("bpf/seawall")
     }
 
     /// The directory of a part.
@@ -270,5 +279,7 @@ impl Drop for System {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // With the file system, everything that was pinned in it goes. It is not there if no agent ran.
+        let _ = Command::new("umount").arg(self.dir.path().join("bpf")).stderr(Stdio::null()).status();
     }
 }

@@ -161,16 +161,7 @@ fn kernel_killed_servers_lose_nothing() -> anyhow::Result<()> {
     let writers = Writers::start(&source.lanes, 1000)?;
     system.start_all()?;
     let mut known = system.wait_for_points("a first point", |points| !points.is_empty())?;
-    let seed = std::env::var("SEAWALL_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(|| block::UnixNanos::now().0) | 1;
-    println!("SEAWALL_SEED={seed}");
-    let mut state = seed;
-    let mut random = move |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % below
-    };
+    let mut random = random("SEAWALL_SEED");
     for round in 0..ROUNDS {
         std::thread::sleep(Duration::from_millis(20 + random(400)));
         let part = if random(2) == 0 { Part::ProcessServer } else { Part::TargetServer };
@@ -200,6 +191,134 @@ fn kernel_killed_servers_lose_nothing() -> anyhow::Result<()> {
     some.extend(points.last().filter(|last| some.last() != Some(last)));
     println!("{ROUNDS} kills, {} points", points.len());
     source.check_all(&system, &some, &counts)
+}
+
+/// The agent is killed (-9), stopped or exchanged under load, again and again. It goes on without reading the disks again,
+/// and every point holds. Now and then the ring's size changes, so that the programs and maps are exchanged too, as
+/// an upgrade does.
+#[test]
+fn kernel_a_restarted_agent_goes_on() -> anyhow::Result<()> {
+    if !root("kernel_a_restarted_agent_goes_on") {
+        return Ok(());
+    }
+    const ROUNDS: u64 = 16;
+    let mut source = Source::make(FileSystem::Ext4)?;
+    let mut system = System::init(&[source.files(), source.raw.device()], 100)?;
+    system.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    let writers = Writers::start(&source.lanes, 1000)?;
+    system.start_all()?;
+    // What the first copy read is held elsewhere for sure a few epochs later.
+    system.wait_for_points("some points", |points| points.len() >= 10)?;
+    let first = drained(&system)?;
+    ensure!(first >= 352 * MIB, "the first copy drained {first} bytes only");
+    let mut random = random("SEAWALL_SEED");
+    let mut rings = ["\"64MiB\"", "\"128MiB\""].into_iter().cycle();
+    for round in 0..ROUNDS {
+        std::thread::sleep(Duration::from_millis(20 + random(500)));
+        match random(3) {
+            0 => system.stop(Part::Agent),
+            _ => system.kill(Part::Agent),
+        }
+        .with_context(|| format!("round {round}"))?;
+        if round % 4 == 3 {
+            let (to, from) = (rings.next().unwrap_or_default(), ["\"64MiB\"", "\"128MiB\""]);
+            system.edit(Part::Agent, |text| text.replace(from[usize::from(to == from[0])], to))?;
+        }
+        std::thread::sleep(Duration::from_millis(random(300)));
+        system.start(Part::Agent)?;
+        if random(2) == 0 {
+            system.wait_for_now()?;
+            let again = drained(&system)?;
+            ensure!(
+                again < 100 * MIB,
+                "round {round}: {again} bytes were read again\n{}",
+                system.logged(Part::Agent)
+            );
+        }
+    }
+    let counts = writers.stop()?;
+    run("fsfreeze", &["--freeze", text(&source.point)])?;
+    let compared = compare(&source, &mut system);
+    run("fsfreeze", &["--unfreeze", text(&source.point)])?;
+    compared?;
+    ensure!(!system.logged(Part::Agent).contains("delivery stopped"), "{}", system.logged(Part::Agent));
+    source.leave()?;
+    let points = system.points();
+    let step = (points.len() / 12).max(1);
+    let mut some: Vec<u64> = points.iter().copied().step_by(step).collect();
+    some.extend(points.last().filter(|last| some.last() != Some(last)));
+    source.check_all(&system, &some, &counts)
+}
+
+/// Bytes that the running agent has read from its disks, as it says from now on.
+fn drained(system: &System) -> anyhow::Result<u64> {
+    let now = block::UnixNanos::now().0;
+    let limit = Instant::now() + Duration::from_secs(30);
+    loop {
+        let status = system.operator("status", &[])?;
+        let report = &status["process_server"]["groups"][0]["report"];
+        if report["time"].as_u64() > Some(now) {
+            return report["volumes"][0]["drained_total"].as_u64().context("drained_total in a report");
+        }
+        ensure!(Instant::now() < limit, "no new report in {status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Numbers below a bound, from a seed that is printed and may be given in a variable.
+fn random(variable: &str) -> impl FnMut(u64) -> u64 {
+    let seed = std::env::var(variable).ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| block::UnixNanos::now().0) | 1;
+    println!("{variable}={seed}");
+    let mut state = seed;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    }
+}
+
+/// What the kernel keeps outlives the agent, belongs to one agent at a time, and ends with `detach`.
+#[test]
+fn kernel_detach_ends_what_is_kept() -> anyhow::Result<()> {
+    if !root("kernel_detach_ends_what_is_kept") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let disk = LoopDisk::create(&dir.path().join("disk.img"), 16 * MIB)?;
+    let mut system = System::init(&[disk.device()], 100)?;
+    system.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    system.start_all()?;
+    system.wait_for_points("a first point", |points| !points.is_empty())?;
+    let kept = || std::fs::read_dir(system.tracking()).map_or(0, Iterator::count);
+    ensure!(kept() == 1, "one group is kept");
+    let detach = || -> anyhow::Result<std::process::Output> {
+        let mut command = std::process::Command::new(program("seawall-agent")?);
+        Ok(command.arg("detach").arg("--config").arg(system.config(Part::Agent)).output()?)
+    };
+    let refused = detach()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("another agent holds this group"), "{said}");
+    ensure!(kept() == 1, "a refused detach changes nothing");
+    let system = &mut system;
+    system.stop(Part::Agent)?;
+    ensure!(std::fs::read_dir(system.tracking())?.count() == 1, "tracking goes on without an agent");
+    let config = system.config(Part::Agent);
+    let detach = |said: &str| -> anyhow::Result<()> {
+        let mut command = std::process::Command::new(program("seawall-agent")?);
+        let output = command.arg("detach").arg("--config").arg(&config).output()?;
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success() && out.contains(said),
+            "{out}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    };
+    detach("detached")?;
+    ensure!(!system.tracking().exists(), "nothing is left");
+    detach("nothing was attached")
 }
 
 /// A ring far too small for the writes, through the whole way: status says what happened, and points follow that hold.

@@ -20,8 +20,7 @@ char LICENSE[] SEC("license") = "GPL";
 /* ---- shared with user space: crates/capture/src/layout.rs asserts the same sizes ---- */
 
 #define VOLUMES_MAX 64
-#define CPUS_MAX 1024
-#define PIECE_BYTES 4096
+#define PAGE_BYTES 4096     /* the most that one step copies */
 #define BUCKETS 8192        /* of 8 requests each: 65,536 requests in flight */
 #define WALK_STEPS_MAX 8192 /* bios and pages of one request */
 #define RANGE_WORDS_MAX 2048 /* bitmap words of one request: 8 GiB */
@@ -39,16 +38,15 @@ struct record {
 	__u32 reserved;
 };
 
-struct piece {
-	struct record record;
-	__u8 data[PIECE_BYTES];
-};
-
 struct volume {
 	__u64 first_word; /* of this volume's bits in `granules` */
 	__u64 granules;
 	__u32 index;
-	__u32 reserved;
+	__u32 dev;
+	/* For user space: which disk this is, so that an agent that starts again can tell. */
+	__u8 id[16];
+	__u64 disk_sequence;
+	__u64 bytes;
 };
 
 struct granule_word {
@@ -56,8 +54,13 @@ struct granule_word {
 	__u64 draining;
 };
 
+/* Granules that were consumed from the ring or drained, and of which nobody has said yet that they are held durably. */
+struct touched_word {
+	__u64 bits[2]; /* `kept.young` says which of them is being filled */
+};
+
 struct control {
-	__u64 phase;       /* 0 or 1: which in-flight counter new writes join */
+	__u64 phase;       /* lowest bit: goes into the slots of new captured writes */
 	__u64 data_mode;   /* 0: bitmap only */
 	__u64 vmemmap;     /* address of the first struct page */
 	__u64 direct_map;  /* address of page frame 0 */
@@ -65,10 +68,23 @@ struct control {
 	__u64 page_shift;
 };
 
+/* What user space keeps over a restart of its own. */
+struct kept { /* 128 bytes */
+	__u64 layout;       /* of all maps; set last, when the programs are attached and everything else is here */
+	__u64 object;       /* hash of the programs */
+	__u64 ring_bytes;
+	__u64 generation;
+	__u64 numbered;     /* the last epoch that was given a number */
+	__u64 acknowledged; /* the last that is held durably elsewhere */
+	__u64 skipped_seen; /* what has been acted on of the kernel's counts of skipped runs */
+	__u64 deep_seen;
+	__u64 young;
+	__u64 reserved[7];
+};
+
 struct counters { /* one a CPU, 256 bytes, written by that CPU only */
-	__u64 begun[2];      /* captured writes issued, by phase */
-	__u64 ended[2];      /* and completed */
-	__u64 marked;        /* granules that became dirty; counted before the bit is set, so never too low */
+	__u64 marked;        /* granules marked dirty; counted before the bits are set, so never too low */
+	__u64 marked_again;  /* of those, such as were dirty already; counted after */
 	__u64 data_writes;
 	__u64 data_bytes;
 	__u64 zero_writes;
@@ -82,8 +98,12 @@ struct counters { /* one a CPU, 256 bytes, written by that CPU only */
 	__u64 lost;
 	__u64 issue_handled;    /* the request whose issue a copy of the program has just handled */
 	__u64 complete_handled; /* and whose completion */
+	__u64 issue_busy;       /* copies that are running on this CPU, as bits */
+	__u64 complete_busy;
 	__u64 rescued;          /* events that a later copy handled because an earlier one was already running */
-	__u64 reserved[13];
+	__u64 deep;             /* completions handled by the only copy that was free: one level more would be lost */
+	__u64 address[8];       /* where each program turns a pointer into a number; it never runs twice on one CPU */
+	__u64 reserved[5];
 };
 
 struct calibration {
@@ -97,36 +117,36 @@ struct calibration {
 	__u64 page_struct_bytes; /* out */
 	__u64 found;       /* out: the magic bytes were seen */
 	__u64 page_shift;
+	__u64 request;     /* where a pointer becomes a number */
 };
 
-enum { LOST_PASSTHROUGH = 1, LOST_RANGE = 2, LOST_WALK = 4, LOST_OPERATION = 8 };
+enum { LOST_PASSTHROUGH = 1, LOST_RANGE = 2, LOST_WALK = 4, LOST_OPERATION = 8, LOST_STALE = 16 };
 
 struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 1 << 20); } ring SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, VOLUMES_MAX); __type(key, __u32); __type(value, struct volume); } volumes SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct granule_word); } granules SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct touched_word); } touched SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct kept); } kept SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, VOLUMES_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, __u64); } lost SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct control); } control SEC(".maps");
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, CPUS_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct counters); } counters SEC(".maps");
-struct bucket { __u64 slot[8]; };
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, BUCKETS); __type(key, __u32); __type(value, struct bucket); } inflight SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct counters); } counters SEC(".maps");
+struct flight { /* what a slot's request writes; 0 bytes: not told */
+	__u64 sector;
+	__u32 bytes;
+	__u32 dev; /* disks may share their requests */
+};
+struct bucket { __u64 slot[8]; struct flight flight[8]; };
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, BUCKETS); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct bucket); } inflight SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, struct calibration); } calibration SEC(".maps");
 
 /* ---- which disk ---- */
 
 static __always_inline __u32 device_of(struct request *rq)
 {
-	struct gendisk *disk;
-	struct request_queue *q = BPF_CORE_READ(rq, q);
+	struct gendisk *disk = rq->q->disk;
 
-	if (bpf_core_field_exists(q->disk)) {
-		disk = BPF_CORE_READ(q, disk);
-	} else {
-		struct request___before_5_17 *old = (void *)rq;
-		disk = BPF_CORE_READ(old, rq_disk);
-	}
-	if (!disk)
-		return 0;
-	return (__u32)BPF_CORE_READ(disk, major) << 20 | (__u32)BPF_CORE_READ(disk, first_minor);
+	/* A load through a null pointer gives 0 here, and no disk has that number. */
+	return (__u32)disk->major << 20 | (__u32)disk->first_minor;
 }
 
 static __always_inline struct volume *volume_of(struct request *rq)
@@ -202,11 +222,16 @@ static long mark_word(__u32 i, struct range *r)
 		return 1;
 	}
 	mask = range_mask(r, word);
-	/* Counted first, corrected after: a reader of the count may see too many, never too few. */
+	/* Already dirty: its bit goes before the disk is read, so that read will see this write, which has ended. */
+	if ((*(volatile __u64 *)&bits->dirty & mask) == mask) {
+		r->word = word + 1;
+		return 0;
+	}
+	/* Counted first, corrected after: a reader may see too many, never too few. */
 	__sync_fetch_and_add(&r->here->marked, popcount(mask));
 	before = __sync_fetch_and_or(&bits->dirty, mask);
 	if (before & mask)
-		__sync_fetch_and_add(&r->here->marked, -popcount(before & mask));
+		__sync_fetch_and_add(&r->here->marked_again, popcount(before & mask));
 	r->word = word + 1;
 	return 0;
 }
@@ -262,134 +287,223 @@ static __always_inline void mark(struct volume *v, struct counters *here, __u64 
 		set_lost(v, here, LOST_RANGE);
 }
 
-/* ---- requests in flight ---- */
+/* ---- requests in flight ----
+ *
+ * A write claims a slot, with a full barrier, before it looks at the granules' bits, and leaves it when it completes. So
+ * when user space has set bits, every captured write that did not see them is in a slot then (R4).
+ *
+ * A write whose completion was not seen leaves its slot behind. Whoever uses that request next finds it, and marks what
+ * that write wrote.
+ */
 
 #define SLOT_PHASE 1ULL
 #define SLOT_MISSED 2ULL
 #define SLOT_FLAGS 7ULL
 
-static __always_inline struct bucket *bucket_of(struct request *rq)
+static __always_inline struct bucket *bucket_of(__u64 address)
 {
-	__u32 key = ((__u64)rq >> 6) * 0x9e3779b97f4a7c15ULL >> 40 & (BUCKETS - 1);
+	__u32 key = (address >> 6) * 0x9e3779b97f4a7c15ULL >> 40 & (BUCKETS - 1);
 
 	return bpf_map_lookup_elem(&inflight, &key);
 }
 
-static __always_inline __u64 *slot_find(struct bucket *b, struct request *rq)
+struct slot {
+	__u64 *value;          /* 0: none */
+	struct flight *flight;
+};
+
+static __always_inline struct slot slot_find(struct bucket *b, __u64 address)
 {
+	struct slot found = {};
+
 #pragma unroll
 	for (int i = 0; i < 8; i++)
-		if ((*(volatile __u64 *)&b->slot[i] & ~SLOT_FLAGS) == (__u64)rq)
-			return &b->slot[i];
-	return 0;
+		if (!found.value && (*(volatile __u64 *)&b->slot[i] & ~SLOT_FLAGS) == address) {
+			found.value = &b->slot[i];
+			found.flight = &b->flight[i];
+		}
+	return found;
 }
 
-static __always_inline __u64 *slot_claim(struct bucket *b, __u64 value)
+static __always_inline struct slot slot_claim(struct bucket *b, __u64 value)
 {
+	struct slot claimed = {};
+
 #pragma unroll
 	for (int i = 0; i < 8; i++)
-		if (!*(volatile __u64 *)&b->slot[i] && __sync_val_compare_and_swap(&b->slot[i], 0, value) == 0)
-			return &b->slot[i];
-	return 0;
+		if (!claimed.value && !*(volatile __u64 *)&b->slot[i] &&
+		    __sync_val_compare_and_swap(&b->slot[i], 0, value) == 0) {
+			claimed.value = &b->slot[i];
+			claimed.flight = &b->flight[i];
+		}
+	return claimed;
+}
+
+static __always_inline void flight_note(struct flight *flight, struct volume *v, struct request *rq, __u32 op,
+					__u32 bytes)
+{
+	flight->dev = v->dev;
+	flight->sector = rq->__sector;
+	flight->bytes = op == REQ_OP_WRITE ? bytes : 0;
+}
+
+/* Nobody saw the end of what the slot was claimed for, or it ended in some other way: it may be on the disk or not. */
+static __always_inline void flight_mark(struct flight *flight, struct counters *here)
+{
+	__u32 dev = flight->dev;
+	struct volume *v = bpf_map_lookup_elem(&volumes, &dev);
+
+	if (!v) /* no longer protected */
+		return;
+	if (flight->bytes)
+		mark(v, here, flight->sector, flight->bytes);
+	else
+		set_lost(v, here, LOST_STALE);
+}
+
+static __always_inline void slot_free(__u64 *slot)
+{
+	__sync_lock_test_and_set(slot, 0);
 }
 
 /* ---- copying ---- */
 
 enum { COPY_OK = 0, COPY_RING_FULL = 1, COPY_UNREADABLE = 2 };
 
-struct walk {
-	struct bio *bio;
-	struct bio_vec *vec;
+/* Kept in a map, one a CPU and copy of the program: what the verifier reads from there it takes for anything, so it need
+ * not follow each way through the loops. */
+struct walk { /* 96 bytes */
+	__u64 bio, vec;    /* addresses */
 	__u64 vmemmap, direct_map, sector;
+	__u64 from;        /* address of what is next in the vector */
+	__u32 here;        /* bytes left there */
 	__u32 page_struct_shift, page_shift;
-	__u32 index, done; /* in the bio's vector */
-	__u32 in_bio;      /* bytes left in this bio */
+	__u32 done;        /* in the bio's first vector */
+	__u32 in_bio;      /* bytes left in this bio, with those in `here` */
 	__u32 left;        /* bytes left in the request */
+	__u32 filled;      /* of the record */
 	__u32 lane;
-	__u16 volume;
-	__u8 flags, failed;
+	__u32 volume, flags, failed, reserved;
 };
 
-static __always_inline void enter_bio(struct walk *w, struct bio *bio)
-{
-	w->bio = bio;
-	w->vec = BPF_CORE_READ(bio, bi_io_vec);
-	w->index = BPF_CORE_READ(bio, bi_iter.bi_idx);
-	w->done = BPF_CORE_READ(bio, bi_iter.bi_bvec_done);
-	w->in_bio = BPF_CORE_READ(bio, bi_iter.bi_size);
-	w->sector = BPF_CORE_READ(bio, bi_iter.bi_sector);
-}
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2); __type(key, __u32); __type(value, struct walk); } walks SEC(".maps");
 
-/* One step: on to the next bio, to the next page, or one piece of at most PIECE_BYTES into the ring. */
-static long copy_step(__u32 i, struct walk *w)
+struct copying {
+	struct walk *walk;
+};
+
+/* The next bytes that lie together: how many, at most a page; 0 when there is none at this step, or a failure. */
+static __always_inline __u32 next_part(struct walk *w)
 {
 	struct bio_vec vec;
-	struct piece *piece;
 	__u32 n;
-	__u64 from;
+
+	if (!w->here) {
+		if (!w->in_bio) {
+			struct bio *bio = (struct bio *)w->bio;
+
+			bio = BPF_CORE_READ(bio, bi_next);
+			if (!bio) {
+				w->failed = COPY_UNREADABLE;
+				return 0;
+			}
+			w->bio = (__u64)bio;
+			w->vec = (__u64)(BPF_CORE_READ(bio, bi_io_vec) + BPF_CORE_READ(bio, bi_iter.bi_idx));
+			w->done = BPF_CORE_READ(bio, bi_iter.bi_bvec_done);
+			w->in_bio = BPF_CORE_READ(bio, bi_iter.bi_size);
+		}
+		if (bpf_probe_read_kernel(&vec, sizeof(vec), (void *)w->vec)) {
+			w->failed = COPY_UNREADABLE;
+			return 0;
+		}
+		w->vec += sizeof(vec);
+		if (w->done > vec.bv_len) {
+			w->failed = COPY_UNREADABLE;
+			return 0;
+		}
+		w->here = vec.bv_len - w->done;
+		w->from = (((__u64)vec.bv_page - w->vmemmap) >> w->page_struct_shift << w->page_shift) + w->direct_map +
+			  vec.bv_offset + w->done;
+		w->done = 0;
+		if (w->here > w->in_bio)
+			w->here = w->in_bio;
+	}
+	n = w->here;
+	if (n > w->left)
+		n = w->left;
+	if (n > PAGE_BYTES)
+		n = PAGE_BYTES;
+	if (n & 511) /* a page boundary inside a sector: no sector of it could be recorded whole */
+		w->failed = COPY_UNREADABLE;
+	return n;
+}
+
+/* One record of up to BYTES, filled in up to STEPS steps. 1: no more records. */
+#define COPY_RECORD(NAME, BYTES, STEPS)                                                                          \
+static __always_inline long NAME(struct walk *w)                                                                \
+{                                                                                                                \
+	struct { struct record record; __u8 data[BYTES]; } *piece = bpf_ringbuf_reserve(&ring, sizeof(*piece), 0);  \
+	__u32 filled, n;                                                                                            \
+                                                                                                                 \
+	if (!piece) {                                                                                               \
+		w->failed = COPY_RING_FULL;                                                                             \
+		return 1;                                                                                               \
+	}                                                                                                           \
+	w->filled = 0;                                                                                              \
+	for (int step = 0; step < STEPS; step++) {                                                                  \
+		filled = *(volatile __u32 *)&w->filled;                                                                 \
+		if (!w->left || filled > BYTES - PAGE_BYTES)                                                            \
+			break;                                                                                              \
+		n = next_part(w);                                                                                       \
+		if (w->failed)                                                                                          \
+			goto discard;                                                                                       \
+		/* The verifier must see the bounds on the very registers that are used. */                             \
+		asm volatile("if %[n] <= 4096 goto +1; %[n] = 4096;" : [n] "+r"(n));                                    \
+		if (bpf_probe_read_kernel(piece->data + filled, n, (void *)w->from)) {                                  \
+			w->failed = COPY_UNREADABLE;                                                                        \
+			goto discard;                                                                                       \
+		}                                                                                                       \
+		*(volatile __u32 *)&w->filled = filled + n;                                                             \
+		w->from += n;                                                                                           \
+		w->here -= n;                                                                                           \
+		w->in_bio -= n;                                                                                         \
+		w->left -= n;                                                                                           \
+	}                                                                                                           \
+	filled = *(volatile __u32 *)&w->filled;                                                                     \
+	if (!filled)                                                                                                \
+		goto discard;                                                                                           \
+	piece->record.sector = w->sector;                                                                           \
+	piece->record.length = filled;                                                                              \
+	piece->record.volume = w->volume;                                                                           \
+	piece->record.kind = KIND_DATA;                                                                             \
+	piece->record.lane = w->lane;                                                                               \
+	piece->record.reserved = 0;                                                                                 \
+	piece->record.flags = w->flags | (w->left ? 0 : RECORD_LAST);                                               \
+	bpf_ringbuf_submit(piece, BPF_RB_NO_WAKEUP);                                                                \
+	w->flags = 0;                                                                                               \
+	w->sector += filled >> 9;                                                                                   \
+	return 0;                                                                                                   \
+discard:                                                                                                         \
+	bpf_ringbuf_discard(piece, BPF_RB_NO_WAKEUP);                                                               \
+	return w->failed != COPY_OK;                                                                                \
+}
+
+COPY_RECORD(copy_small, 4096, 1)
+COPY_RECORD(copy_medium, 16384, 4)
+COPY_RECORD(copy_large, 65536, 16)
+
+/* The next record. Its size is fixed when it is reserved, so it is the largest that can be filled. */
+static long copy_step(__u32 i, struct copying *c)
+{
+	struct walk *w = c->walk;
 
 	if (!w->left)
 		return 1;
-	if (!w->in_bio) {
-		/* Not BPF_CORE_READ(w->bio, ...): that would relocate `walk` too, which the kernel does not have. */
-		struct bio *next = w->bio;
-
-		next = BPF_CORE_READ(next, bi_next);
-		if (!next) {
-			w->failed = COPY_UNREADABLE;
-			return 1;
-		}
-		enter_bio(w, next);
-		return 0;
-	}
-	if (bpf_probe_read_kernel(&vec, sizeof(vec), w->vec + w->index)) {
-		w->failed = COPY_UNREADABLE;
-		return 1;
-	}
-	if (w->done >= vec.bv_len) {
-		w->index++;
-		w->done = 0;
-		return 0;
-	}
-	n = vec.bv_len - w->done;
-	if (n > w->in_bio)
-		n = w->in_bio;
-	if (n > w->left)
-		n = w->left;
-	if (n > PIECE_BYTES)
-		n = PIECE_BYTES;
-	if (n & 511) { /* a page boundary inside a sector: no sector of it could be recorded whole */
-		w->failed = COPY_UNREADABLE;
-		return 1;
-	}
-	piece = bpf_ringbuf_reserve(&ring, sizeof(*piece), 0);
-	if (!piece) {
-		w->failed = COPY_RING_FULL;
-		return 1;
-	}
-	from = (((__u64)vec.bv_page - w->vmemmap) >> w->page_struct_shift << w->page_shift) + w->direct_map +
-	       vec.bv_offset + w->done;
-	piece->record.sector = w->sector;
-	piece->record.length = n;
-	piece->record.volume = w->volume;
-	piece->record.kind = KIND_DATA;
-	piece->record.lane = w->lane;
-	piece->record.reserved = 0;
-	piece->record.flags = w->flags | (n == w->left ? RECORD_LAST : 0);
-	/* The verifier must see the bound on the very register that is passed. */
-	asm volatile("if %[n] <= 4096 goto +1; %[n] = 4096;" : [n] "+r"(n));
-	if (bpf_probe_read_kernel(piece->data, n, (void *)from)) {
-		w->failed = COPY_UNREADABLE;
-		bpf_ringbuf_discard(piece, BPF_RB_NO_WAKEUP);
-		return 1;
-	}
-	bpf_ringbuf_submit(piece, BPF_RB_NO_WAKEUP);
-	w->flags = 0;
-	w->done += n;
-	w->in_bio -= n;
-	w->left -= n;
-	w->sector += n >> 9;
-	return 0;
+	if (w->left >= 65536)
+		return copy_large(w);
+	if (w->left >= 16384)
+		return copy_medium(w);
+	return copy_small(w);
 }
 
 struct ranges {
@@ -469,49 +583,85 @@ static __always_inline int encrypted_inline(struct request *rq)
 	return bpf_core_field_exists(c->crypt_ctx) && BPF_CORE_READ(c, crypt_ctx) != 0;
 }
 
-/* ---- the two tracepoints ----
+/* ---- the tracepoints ----
  *
  * R11: the kernel skips a program that is already running on the same CPU. A block event can come in a task, in a soft
- * interrupt on top of it and in a hard interrupt on top of that, so of three copies at least one is free. Each copy does
- * its work only if no earlier one has. A skipped issue is only a missed write, so two copies do there.
+ * interrupt on top of it and in a hard interrupt on top of that, and not deeper, so of three copies at least one is free.
+ * Each copy does its work only if no earlier one has. A skipped issue is only a missed write, so two copies do there.
  *
  * `handled` is cleared before a copy works and set to the request after; the last copy clears it. So when a copy finds its
- * own request there, an earlier copy has handled this very event: no event of the same request can lie in between.
+ * own request there, an earlier copy has handled this very event, unless all earlier copies are busy below us.
+ *
+ * `busy` is kept like a stack: what an interrupt sets, it clears before we go on. So plain loads and stores do.
  */
 
 #define LANES_PER_CPU 2
+#define ISSUE_LAST 1
+#define COMPLETE_LAST 2
 
-static __always_inline void issue(struct request *rq, __u32 copy, struct volume *v, struct counters *here, __u32 op)
+#define LOAD(x) (*(volatile __u64 *)&(x))
+#define STORE(x, value) (*(volatile __u64 *)&(x) = (value))
+/* Statistics: an interrupt in between may cost one count. */
+#define COUNT(x, n) STORE(x, LOAD(x) + (n))
+
+enum { ADDRESS_ISSUE = 0, ADDRESS_COMPLETE = 2, ADDRESS_REQUEUE = 5 };
+
+/* The verifier lets a pointer be stored and compared, but not computed with. */
+static __always_inline __u64 address_of(struct request *rq, struct counters *here, __u32 program)
 {
-	__u32 zero = 0, bytes, failed = 0;
+	*(volatile __u64 *)&here->address[program & 7] = (__u64)rq;
+	return LOAD(here->address[program & 7]);
+}
+
+/* 1: this copy is to handle the event. */
+static __always_inline int ours(__u64 address, __u64 *handled, __u64 *busy, __u32 copy, __u32 last)
+{
+	__u64 earlier = (1ULL << copy) - 1;
+
+	if (copy && LOAD(*handled) == address && (LOAD(*busy) & earlier) != earlier) {
+		if (copy == last)
+			STORE(*handled, 0);
+		return 0;
+	}
+	return 1;
+}
+
+static __always_inline void issue(struct request *rq, __u64 address, __u32 copy, struct volume *v,
+				  struct counters *here, __u32 op)
+{
+	__u32 zero = 0, bytes, failed = 0, cpu = bpf_get_smp_processor_id();
 	struct control *c;
 	struct bucket *b;
 	struct bio *bio;
-	__u64 phase, *slot;
+	struct slot slot;
+	int trusted;
 
 	c = bpf_map_lookup_elem(&control, &zero);
-	b = bucket_of(rq);
-	bio = BPF_CORE_READ(rq, bio);
-	bytes = BPF_CORE_READ(rq, __data_len);
+	b = bucket_of(address);
 	if (!c || !b)
 		return; /* missed: completion will not find it */
 
-	/* R4: join the in-flight count before looking at the granules, so that whoever saw the bit set and then
-	 * waited for the count to drain knows that no captured write is left that did not see it. */
-	phase = *(volatile __u64 *)&c->phase & 1;
-	__sync_fetch_and_add(&here->begun[phase & 1], 1);
-
-	slot = slot_find(b, rq);
-	if (slot) { /* requeued (its first data may not be what is written now), or its completion went unseen */
-		__sync_fetch_and_or(slot, SLOT_MISSED);
-		__sync_fetch_and_add(&here->missed_requeue, 1);
-		__sync_fetch_and_add(&here->ended[phase & 1], 1);
+	bio = rq->bio;
+	bytes = rq->__data_len;
+	slot = slot_find(b, address);
+	if (slot.value) {
+		/* Requeued: what is written now may not be what was captured, and more may have been merged to it. Or its
+		 * last completion went unseen. Or this is the same event again. */
+		__sync_fetch_and_or(slot.value, SLOT_MISSED);
+		flight_mark(slot.flight, here);
+		flight_note(slot.flight, v, rq, op, bytes);
+		COUNT(here->missed_requeue, 1);
 		return;
 	}
-	if (!*(volatile __u64 *)&c->data_mode || !bio || !bytes ||
-	    !(op == REQ_OP_WRITE || is_ranges(op)) || encrypted_inline(rq)) {
-		__sync_fetch_and_add(&here->missed_copy, 1);
-		__sync_fetch_and_add(&here->ended[phase & 1], 1);
+	trusted = LOAD(c->data_mode) && bio && bytes && (op == REQ_OP_WRITE || is_ranges(op)) && !encrypted_inline(rq);
+	slot = slot_claim(b, address | (LOAD(c->phase) & SLOT_PHASE) | (trusted ? 0 : SLOT_MISSED));
+	if (!slot.value) {
+		COUNT(here->missed_slot, 1);
+		return;
+	}
+	flight_note(slot.flight, v, rq, op, bytes);
+	if (!trusted) {
+		COUNT(here->missed_copy, 1);
 		return;
 	}
 	if (is_ranges(op)) {
@@ -520,17 +670,11 @@ static __always_inline void issue(struct request *rq, __u32 copy, struct volume 
 		bpf_loop(BIOS_MAX, range_test_step, &w, 0);
 		failed = w.any || w.bio;
 	} else {
-		failed = any_set(v, BPF_CORE_READ(rq, __sector), bytes);
+		failed = any_set(v, rq->__sector, bytes);
 	}
 	if (failed) {
-		__sync_fetch_and_add(&here->missed_dirty, 1);
-		__sync_fetch_and_add(&here->ended[phase & 1], 1);
-		return;
-	}
-	slot = slot_claim(b, (__u64)rq | phase);
-	if (!slot) {
-		__sync_fetch_and_add(&here->missed_slot, 1);
-		__sync_fetch_and_add(&here->ended[phase & 1], 1);
+		__sync_fetch_and_or(slot.value, SLOT_MISSED);
+		COUNT(here->missed_dirty, 1);
 		return;
 	}
 
@@ -538,153 +682,202 @@ static __always_inline void issue(struct request *rq, __u32 copy, struct volume 
 		struct ranges w = { .bio = bio, .volume = v, .flags = RECORD_FIRST };
 
 		w.kind = op == REQ_OP_WRITE_ZEROES ? KIND_ZEROES : KIND_DISCARD;
-		w.lane = bpf_get_smp_processor_id() * LANES_PER_CPU + copy;
+		w.lane = cpu * LANES_PER_CPU + copy;
 		bpf_loop(BIOS_MAX, range_step, &w, 0);
 		failed = w.failed;
-		__sync_fetch_and_add(&here->zero_writes, 1);
+		COUNT(here->zero_writes, 1);
 	} else {
-		struct walk w = { .flags = RECORD_FIRST };
+		__u32 key = cpu * LANES_PER_CPU + copy;
+		struct walk *w = bpf_map_lookup_elem(&walks, &key);
+		struct copying copying = { .walk = w };
 
-		w.vmemmap = c->vmemmap;
-		w.direct_map = c->direct_map;
-		w.page_struct_shift = c->page_struct_shift & 63;
-		w.page_shift = c->page_shift & 63;
-		w.left = bytes;
-		w.volume = v->index;
-		w.lane = bpf_get_smp_processor_id() * LANES_PER_CPU + copy;
-		enter_bio(&w, bio);
-		bpf_loop(WALK_STEPS_MAX, copy_step, &w, 0);
-		failed = w.failed ? w.failed : w.left ? COPY_UNREADABLE : COPY_OK;
+		if (w) {
+			w->vmemmap = c->vmemmap;
+			w->direct_map = c->direct_map;
+			w->page_struct_shift = c->page_struct_shift & 63;
+			w->page_shift = c->page_shift & 63;
+			w->sector = rq->__sector;
+			w->left = bytes;
+			w->volume = v->index;
+			w->lane = key;
+			w->flags = RECORD_FIRST;
+			w->failed = 0;
+			w->here = 0;
+			w->bio = (__u64)bio;
+			w->vec = (__u64)bio->bi_io_vec + (__u64)bio->bi_iter.bi_idx * sizeof(struct bio_vec);
+			w->done = bio->bi_iter.bi_bvec_done;
+			w->in_bio = bio->bi_iter.bi_size;
+			if (!copy_step(0, &copying) && w->left)
+				bpf_loop(WALK_STEPS_MAX, copy_step, &copying, 0);
+		}
+		failed = !w || w->failed == COPY_UNREADABLE ? COPY_UNREADABLE :
+			 w->failed ? COPY_RING_FULL : w->left ? COPY_UNREADABLE : COPY_OK;
 		if (!failed) {
-			__sync_fetch_and_add(&here->data_writes, 1);
-			__sync_fetch_and_add(&here->data_bytes, bytes);
+			COUNT(here->data_writes, 1);
+			COUNT(here->data_bytes, bytes);
 		}
 	}
 	if (failed) {
-		__sync_fetch_and_or(slot, SLOT_MISSED);
-		__sync_fetch_and_add(failed == COPY_RING_FULL ? &here->missed_ring : &here->missed_copy, 1);
+		__sync_fetch_and_or(slot.value, SLOT_MISSED);
+		if (failed == COPY_RING_FULL)
+			COUNT(here->missed_ring, 1);
+		else
+			COUNT(here->missed_copy, 1);
 	}
 }
 
 static __always_inline int issue_copy(struct request *rq, __u32 copy)
 {
-	struct counters *here = counters_here();
+	__u32 op = rq->cmd_flags & 0xff;
+	struct counters *here;
 	struct volume *v;
-	__u32 op;
+	__u64 address;
 
-	if (!here)
-		return 0; /* a CPU past CPUS_MAX: missed, completion will not find it */
-	if (!copy || *(volatile __u64 *)&here->issue_handled != (__u64)rq) {
-		*(volatile __u64 *)&here->issue_handled = 0;
-		op = BPF_CORE_READ(rq, cmd_flags) & 0xff;
-		if (op & 1 && (v = volume_of(rq))) { /* not a read or flush, and ours */
-			issue(rq, copy, v, here, op);
-			if (copy)
-				__sync_fetch_and_add(&here->rescued, 1);
-		}
-		*(volatile __u64 *)&here->issue_handled = (__u64)rq;
-	}
-	if (copy == 1)
-		*(volatile __u64 *)&here->issue_handled = 0;
+	if (!(op & 1)) /* a read or a flush */
+		return 0;
+	here = counters_here();
+	if (!here) /* missed: completion will not find it */
+		return 0;
+	address = address_of(rq, here, ADDRESS_ISSUE + copy);
+	if (!ours(address, &here->issue_handled, &here->issue_busy, copy, ISSUE_LAST))
+		return 0;
+	v = volume_of(rq);
+	if (!v)
+		return 0;
+	STORE(here->issue_handled, 0);
+	STORE(here->issue_busy, LOAD(here->issue_busy) | 1ULL << copy);
+	issue(rq, address, copy, v, here, op);
+	if (copy)
+		COUNT(here->rescued, 1);
+	STORE(here->issue_busy, LOAD(here->issue_busy) & ~(1ULL << copy));
+	STORE(here->issue_handled, copy == ISSUE_LAST ? 0 : address);
 	return 0;
 }
 
-SEC("raw_tp/block_rq_issue")
+SEC("tp_btf/block_rq_issue")
 int BPF_PROG(on_issue_0, struct request *rq)
 {
 	return issue_copy(rq, 0);
 }
 
-SEC("raw_tp/block_rq_issue")
+SEC("tp_btf/block_rq_issue")
 int BPF_PROG(on_issue_1, struct request *rq)
 {
 	return issue_copy(rq, 1);
 }
 
-static __always_inline void complete(struct request *rq, int error, unsigned int done, struct volume *v,
-				     struct counters *here, __u32 op)
+/* A request goes back to be issued again: what was captured of it may not be what will be written. */
+SEC("tp_btf/block_rq_requeue")
+int BPF_PROG(on_requeue, struct request *rq)
 {
+	struct counters *here = counters_here();
+	struct slot slot = {};
 	struct bucket *b;
-	__u64 *slot = 0, value = 0;
-	__u32 bytes;
-	int missed;
+	__u64 address;
 
-	bytes = BPF_CORE_READ(rq, __data_len);
+	if (!(rq->cmd_flags & 1) || !here || !volume_of(rq))
+		return 0;
+	address = address_of(rq, here, ADDRESS_REQUEUE);
+	b = bucket_of(address);
+	if (b)
+		slot = slot_find(b, address);
+	if (slot.value)
+		__sync_fetch_and_or(slot.value, SLOT_MISSED);
+	return 0;
+}
+
+static __always_inline void complete(struct request *rq, __u64 address, int error, unsigned int done,
+				     struct volume *v, struct counters *here, __u32 op)
+{
+	__u32 bytes = rq->__data_len;
+	struct slot slot = {};
+	struct bucket *b;
+	__u64 value = 0;
+
 	if (op == REQ_OP_DRV_OUT) { /* R6: what a command from user space wrote, nobody can say */
 		set_lost(v, here, LOST_PASSTHROUGH);
 		return;
 	}
-	if (!bytes) /* the end of a flush sequence; its data completed before */
-		return;
-	b = bucket_of(rq);
+	b = bucket_of(address);
 	if (b)
-		slot = slot_find(b, rq);
-	if (slot)
-		value = *(volatile __u64 *)slot;
-	missed = !slot || value & SLOT_MISSED || error;
-	if (missed) { /* R2: before anyone can see it complete */
-		if (!here) {
-			set_lost(v, here, LOST_WALK);
-		} else if (is_ranges(op)) {
-			struct ranges w = { .bio = BPF_CORE_READ(rq, bio), .volume = v, .here = here };
+		slot = slot_find(b, address);
+	if (slot.value)
+		value = LOAD(*slot.value);
+	if (!bytes) { /* the end of a flush sequence; its data completed before */
+		if (slot.value) { /* unseen, or its bios were taken away, to be written some other way */
+			flight_mark(slot.flight, here);
+			slot_free(slot.value);
+		}
+		return;
+	}
+	if (!slot.value || value & SLOT_MISSED || error) { /* R2: before anyone can see it complete */
+		if (is_ranges(op)) {
+			struct ranges w = { .bio = rq->bio, .volume = v, .here = here };
 
 			bpf_loop(BIOS_MAX, range_mark_step, &w, 0);
 			if (w.bio)
 				set_lost(v, here, LOST_WALK);
 		} else if (op == REQ_OP_WRITE) {
-			mark(v, here, BPF_CORE_READ(rq, __sector), bytes);
+			mark(v, here, rq->__sector, bytes);
 		} else {
 			set_lost(v, here, LOST_OPERATION); /* a zone append or reset: its range is not in the request */
 		}
-		if (here && error)
-			__sync_fetch_and_add(&here->failed, 1);
-		if (here && !slot)
-			__sync_fetch_and_add(&here->unseen, 1);
+		if (error)
+			COUNT(here->failed, 1);
+		if (!slot.value)
+			COUNT(here->unseen, 1);
 	}
-	if (slot && here && (done >= bytes || error)) {
-		/* Free the slot before leaving the count: whoever sees the count drained sees no slot. */
-		__sync_lock_test_and_set(slot, 0);
-		__sync_fetch_and_add(&here->ended[value & SLOT_PHASE], 1);
-	}
+	if (slot.value && (done >= bytes || error))
+		slot_free(slot.value);
 }
 
 static __always_inline int complete_copy(struct request *rq, int error, unsigned int done, __u32 copy)
 {
-	struct counters *here = counters_here();
+	__u64 others = 7 & ~(1ULL << copy), address;
+	__u32 op = rq->cmd_flags & 0xff;
+	struct counters *here;
 	struct volume *v;
-	__u32 op;
 
-	if (copy && here && *(volatile __u64 *)&here->complete_handled == (__u64)rq)
-		goto handled;
-	if (here)
-		*(volatile __u64 *)&here->complete_handled = 0;
-	op = BPF_CORE_READ(rq, cmd_flags) & 0xff;
-	if (op & 1 && (v = volume_of(rq))) {
-		complete(rq, error, done, v, here, op);
-		if (copy && here)
-			__sync_fetch_and_add(&here->rescued, 1);
+	if (!(op & 1))
+		return 0;
+	here = counters_here();
+	if (!here) {
+		v = volume_of(rq);
+		if (v)
+			set_lost(v, here, LOST_WALK);
+		return 0;
 	}
-	if (here)
-		*(volatile __u64 *)&here->complete_handled = (__u64)rq;
-handled:
-	if (copy == 2 && here)
-		*(volatile __u64 *)&here->complete_handled = 0;
+	address = address_of(rq, here, ADDRESS_COMPLETE + copy);
+	if (!ours(address, &here->complete_handled, &here->complete_busy, copy, COMPLETE_LAST))
+		return 0;
+	v = volume_of(rq);
+	if (!v)
+		return 0;
+	STORE(here->complete_handled, 0);
+	if ((LOAD(here->complete_busy) & others) == others)
+		COUNT(here->deep, 1);
+	STORE(here->complete_busy, LOAD(here->complete_busy) | 1ULL << copy);
+	complete(rq, address, error, done, v, here, op);
+	if (copy)
+		COUNT(here->rescued, 1);
+	STORE(here->complete_busy, LOAD(here->complete_busy) & ~(1ULL << copy));
+	STORE(here->complete_handled, copy == COMPLETE_LAST ? 0 : address);
 	return 0;
 }
 
-SEC("raw_tp/block_rq_complete")
+SEC("tp_btf/block_rq_complete")
 int BPF_PROG(on_complete_0, struct request *rq, int error, unsigned int done)
 {
 	return complete_copy(rq, error, done, 0);
 }
 
-SEC("raw_tp/block_rq_complete")
+SEC("tp_btf/block_rq_complete")
 int BPF_PROG(on_complete_1, struct request *rq, int error, unsigned int done)
 {
 	return complete_copy(rq, error, done, 1);
 }
 
-SEC("raw_tp/block_rq_complete")
+SEC("tp_btf/block_rq_complete")
 int BPF_PROG(on_complete_2, struct request *rq, int error, unsigned int done)
 {
 	return complete_copy(rq, error, done, 2);
@@ -692,10 +885,15 @@ int BPF_PROG(on_complete_2, struct request *rq, int error, unsigned int done)
 
 /* ---- calibration: where page frames are, without a kernel symbol ---- */
 
-static long try_base(__u32 i, struct calibration **context)
+struct base_search {
+	struct calibration *c;
+	__u64 from; /* an address in the direct map, rounded down to 1 GiB */
+};
+
+static long try_base(__u32 i, struct base_search *s)
 {
-	struct calibration *c = *context;
-	__u64 base = 0xffff000000000000ULL + ((__u64)i << 30), seen[2];
+	struct calibration *c = s->c;
+	__u64 base = s->from - ((__u64)i << 30), seen[2];
 
 	if (bpf_probe_read_kernel(seen, sizeof(seen), (void *)(base + (c->pfn << (c->page_shift & 63)))))
 		return 0;
@@ -706,7 +904,7 @@ static long try_base(__u32 i, struct calibration **context)
 	return 1;
 }
 
-SEC("raw_tp/block_rq_issue")
+SEC("tp_btf/block_rq_issue")
 int BPF_PROG(on_calibrate, struct request *rq)
 {
 	__u32 zero = 0;
@@ -729,7 +927,13 @@ int BPF_PROG(on_calibrate, struct request *rq)
 		bpf_probe_read_kernel(seen, sizeof(seen), (void *)(c->direct_map + (c->pfn << (c->page_shift & 63))));
 		c->found = seen[0] == c->magic[0] && seen[1] == c->magic[1];
 	} else {
-		bpf_loop(1 << 18, try_base, &c, 0);
+		/* Requests are in the direct map, so its base is at or below this one: with four-level page tables and with
+		 * five, whose direct map begins elsewhere. */
+		struct base_search s = { .c = c };
+
+		*(volatile __u64 *)&c->request = (__u64)rq;
+		s.from = *(volatile __u64 *)&c->request >> 30 << 30;
+		bpf_loop(1 << 18, try_base, &s, 0);
 	}
 	return 0;
 }

@@ -78,10 +78,6 @@ struct request {
 	struct bio *bio;
 } CORE;
 
-struct request___before_5_17 {
-	struct gendisk *rq_disk;
-} CORE;
-
 struct request___inline_crypt { /* with CONFIG_BLK_INLINE_ENCRYPTION */
 	void *crypt_ctx;
 } CORE;

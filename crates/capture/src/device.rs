@@ -13,6 +13,7 @@ pub struct Device {
     number: u64,
     size: ByteCount,
     logical_block: u32,
+    sequence: u64,
     direct: File,
 }
 
@@ -67,12 +68,13 @@ impl Device {
         }
         let logical_block = u32::try_from(attribute("queue/logical_block_size")?)
             .map_err(|_| refuse("its logical block size is out of range".into()))?;
+        let sequence = attribute("diskseq").unwrap_or(0);
         let direct = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECT)
             .open(path)
             .map_err(CaptureError::io("open for direct reading", path))?;
-        Ok(Device { path: path.to_owned(), number, size, logical_block, direct })
+        Ok(Device { path: path.to_owned(), number, size, logical_block, sequence, direct })
     }
 
     /// The path it was opened by.
@@ -93,6 +95,11 @@ impl Device {
     /// The number under which the block layer knows it: major << 20 | minor.
     pub(crate) fn kernel_number(&self) -> u32 {
         rustix::fs::major(self.number) << 20 | rustix::fs::minor(self.number)
+    }
+
+    /// A number that the kernel gives to no other medium while it runs; 0 when it gives none (before 5.15).
+    pub(crate) fn disk_sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// A handle for direct reading.

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use block::Extent;
 
@@ -89,6 +90,8 @@ pub struct ReadDone {
     pub read: Read,
     /// The bytes, as long as the extent.
     pub data: io::Result<Buffer>,
+    /// How long the disk took, in nanoseconds.
+    pub took_ns: u64,
 }
 
 /// Disks that can be read while the tracker goes on consuming.
@@ -127,8 +130,10 @@ impl DirectDisks {
                     loop {
                         let job = receiver.lock().map(|receiver| receiver.recv());
                         let Ok(Ok((read, spare))) = job else { return };
+                        let began = Instant::now();
                         let data = read_extent(&disks, read, spare);
-                        if sender.send(ReadDone { read, data }).is_err() {
+                        let took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                        if sender.send(ReadDone { read, data, took_ns }).is_err() {
                             return;
                         }
                     }

@@ -22,6 +22,14 @@ pub enum CaptureError {
         /// Why not, and what to name instead.
         reason: String,
     },
+    /// Tracking cannot outlive its process, because there is no BPF file system and none can be mounted.
+    #[error("use the BPF file system at {path}: {source}", path = path.display())]
+    NoBpfFileSystem {
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The kernel refused the eBPF program or a part of it.
     #[error("load the capture program: {step}: {detail}")]
     Kernel {

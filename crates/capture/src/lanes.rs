@@ -85,6 +85,12 @@ impl Lanes {
         }
     }
 
+    /// What unfinished requests have of the disks so far.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (VolumeIndex, Extent)> {
+        let parts = self.open.values().flat_map(|request| &request.parts);
+        parts.map(|(volume, extent, _)| (*volume, *extent))
+    }
+
     /// Bytes of unfinished requests.
     #[cfg(test)]
     fn bytes(&self) -> u64 {

@@ -18,7 +18,7 @@ mod tracker;
 pub use device::Device;
 pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
 pub use error::CaptureError;
-pub use kernel::{KernelTap, KernelTapOptions, OBJECT};
+pub use kernel::{Keep, KernelTap, KernelTapOptions, OBJECT, Resumed, detach};
 pub use scan::{SCAN_BYTES_PER_STEP, ScanSource};
 pub use source::{Cut, Mode, Progress, Source, SourceStatus, VolumeStatus};
 pub use tap::{LossReason, Record, RecordKind, RingPosition, Tap, TapCounters, VolumeIndex};

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use block::{ByteCount, ByteOffset, Consistency, Extent, GRANULE_BYTES, UnixNanos};
+use block::{ByteCount, ByteOffset, Consistency, Epoch, Extent, GRANULE_BYTES, UnixNanos};
 use changeset::{Fold, VolumeInfo};
 
 use crate::CaptureError;
@@ -238,13 +238,16 @@ impl Source for ScanSource {
         self.ended.front().map_or(Consistency::None, |(consistency, _)| *consistency)
     }
 
-    fn cut(&mut self, reuse: Fold) -> Cut {
+    fn cut(&mut self, reuse: Fold, _epoch: Epoch) -> Cut {
         let fold = std::mem::replace(&mut self.fold, reuse);
         let began = self.pass.as_ref().map(|(_, _, _, began)| *began);
         let (consistency, time) =
             self.ended.pop_front().unwrap_or((Consistency::None, began.unwrap_or(self.next_pass)));
         Cut { fold, consistency, time }
     }
+
+    /// Nothing is kept over a restart: the first pass reads everything.
+    fn acknowledged(&mut self, _held: Epoch) {}
 
     fn status(&self) -> SourceStatus {
         let volumes = self

@@ -1,4 +1,4 @@
-use block::{ByteCount, Consistency, UnixNanos};
+use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use changeset::{Fold, VolumeInfo};
 
 use crate::CaptureError;
@@ -86,8 +86,10 @@ pub trait Source: Send {
     fn open_bytes(&self) -> ByteCount;
     /// Whether an epoch cut now would be worth offering, or only the epoch's own bytes force a cut.
     fn consistency(&self) -> Consistency;
-    /// Ends the open epoch, and begins the next in `reuse` (an emptied fold).
-    fn cut(&mut self, reuse: Fold) -> Cut;
+    /// Ends the open epoch, gives it a number, and begins the next in `reuse` (an emptied fold). Numbers have no gaps.
+    fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut;
+    /// Epochs up to this one are held durably elsewhere.
+    fn acknowledged(&mut self, held: Epoch);
     /// What it says of itself.
     fn status(&self) -> SourceStatus;
 }

@@ -1,6 +1,6 @@
 use std::ops::ControlFlow;
 
-use block::{Bitmap, ByteCount, Extent, Granule};
+use block::{Bitmap, ByteCount, Epoch, Extent, Granule};
 
 /// A volume's place in the group, as the tap and the changeset number it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +47,8 @@ pub enum LossReason {
     Operation,
     /// The capture program met a request it could not walk.
     Walk,
+    /// A request was used again although its last completion was not seen.
+    Unseen,
     /// The kernel may have skipped a completion (R11).
     Skipped,
 }
@@ -70,13 +72,14 @@ pub struct TapCounters {
     pub failed: u64,
 }
 
-/// The kernel side of capture, or a simulated disk: records in issue order, dirty and draining bits, in-flight counts.
+/// The kernel side of capture, or a simulated disk: records in issue order, dirty and draining bits, writes in flight.
 ///
 /// What the tracker relies on:
 /// 1. A write that is not wholly in the ring has its granules dirty before anyone can see it complete.
 /// 2. While a granule is dirty or draining, no new write to it enters the ring.
-/// 3. A captured write joins the in-flight count of the current phase before it looks at the bits, and leaves it
-///    when it completes, after its records are in the ring.
+/// 3. A captured write counts as in flight before it looks at the bits, and until it completes; its records are in the
+///    ring by then.
+/// 4. What it knows outlives the tracker: see [`Tap::unfinished`].
 pub trait Tap: Send {
     /// Granules of each volume, by index.
     fn granules(&self, volume: VolumeIndex) -> u64;
@@ -88,36 +91,58 @@ pub trait Tap: Send {
     /// Everything before this position has been handed out.
     fn consumed(&self) -> RingPosition;
     /// Hands out the records before `until` in order; ends early when the sink breaks (that record has been
-    /// taken) or when the next record is still being written.
+    /// taken) or when the next record is still being written. What is handed out is touched first.
     fn consume(&mut self, until: RingPosition, sink: &mut dyn FnMut(Record<'_>) -> ControlFlow<()>);
     /// The ring's size.
     fn ring_bytes(&self) -> ByteCount;
 
     /// At least as many granules as are dirty: 0 means that none is.
     fn dirty_at_most(&self) -> u64;
+    /// Counts dirty granules anew, when the count has proven too high. Takes milliseconds.
+    fn count_again(&mut self);
     /// The volume's dirty granules.
     fn dirty(&self, volume: VolumeIndex) -> Bitmap;
     /// Sets the draining bit, then clears the dirty one: at no instant is neither set.
     fn begin_drain(&mut self, volume: VolumeIndex, granule: Granule);
-    /// Clears the draining bit.
+    /// Touches the granule, then clears the draining bit.
     fn end_drain(&mut self, volume: VolumeIndex, granule: Granule);
     /// Sets the dirty bit.
     fn mark_dirty(&mut self, volume: VolumeIndex, granule: Granule);
 
-    /// The in-flight count that new captured writes join: 0 or 1.
-    fn phase(&self) -> usize;
-    /// Lets new captured writes join the other count.
-    fn flip_phase(&mut self);
-    /// Whether no captured write of that phase was in flight at some instant during the call.
-    fn drained(&self, phase: usize) -> bool;
+    /// Notes which captured writes are in flight.
+    fn begin_grace(&mut self);
+    /// Whether all of those have completed, or count as missed.
+    fn grace_over(&mut self) -> bool;
+    /// Those that have not count as missed from now on.
+    fn miss_waited(&mut self);
+    /// Every captured write in flight counts as missed from now on.
+    fn miss_in_flight(&mut self);
 
-    /// Takes the volume's loss, if any, and forgets it.
-    fn take_loss(&mut self, volume: VolumeIndex) -> Option<LossReason>;
-    /// At least as many completions as were skipped by every copy of the program since the tap began (R11); `None`
-    /// when that cannot be told.
-    fn skipped_by_all(&self) -> Option<u64> {
-        Some(0)
-    }
+    /// Adds to the granules that are not held durably by anyone else yet.
+    fn touch(&mut self, volume: VolumeIndex, extent: Extent);
+    /// Everything touched before the last call is held durably elsewhere.
+    fn age_touched(&mut self);
+    /// Granules that are touched or draining: what a tracker that is gone had taken and nobody has.
+    fn unfinished(&self, volume: VolumeIndex) -> Bitmap;
+    /// They have been marked dirty.
+    fn forget_unfinished(&mut self);
+    /// Remembers the last epoch that was given a number.
+    fn keep_numbered(&mut self, epoch: Epoch);
+    /// Remembers the last epoch that is held durably elsewhere.
+    fn keep_acknowledged(&mut self, epoch: Epoch);
+
+    /// The volume's loss, if any.
+    fn loss(&self, volume: VolumeIndex) -> Option<LossReason>;
+    /// All of the volume has been marked dirty.
+    fn forget_loss(&mut self, volume: VolumeIndex);
+    /// Whether a completion may have been skipped by every copy of the program (R11) since the last
+    /// [`Tap::forget_skipped`]; also when that cannot be told.
+    fn skipped(&mut self) -> bool;
+    /// What [`Tap::skipped`] last saw has been acted on.
+    fn forget_skipped(&mut self);
+
+    /// Writes seen since the tap began, captured or not.
+    fn writes(&self) -> u64;
     /// Counts since the tap began.
     fn counters(&self) -> TapCounters;
     /// Whether data is captured, not only granules.

@@ -9,7 +9,7 @@
 //! 1. Note which granules are dirty. From now on no write to them enters the ring.
 //! 2. Wait until every captured write that was in flight has completed. Without it, a write that was captured before the
 //!    granule became dirty could reach the disk after our read: the read, landing later, would put old data on
-//!    top of it.
+//!    top of it. Such as count as missed need no wait: they make their granules dirty when they complete.
 //! 3. Set *draining*, then clear *dirty*. The other way round, a write issued in between would enter the ring although
 //!    an older or newer state of it is being read.
 //! 4. Read with O_DIRECT. A missed write that completes from now on sets *dirty* again.
@@ -18,13 +18,14 @@
 //! 6. When the ring has been consumed so far, fold what was read, then clear *draining*. If it were cleared first, a
 //!    write captured meanwhile could be folded before the older data.
 //!
-//! Crash: nothing here is persistent. An agent that starts again finds everything dirty.
+//! Crash: what the tracker has taken and nobody holds durably yet is known to the tap as touched or draining. A tracker
+//! that starts on a tap that was used before marks it dirty, and reads it again (R8).
 //! Retries: a failed read leaves its granules dirty; the next round begins after [`READ_RETRY_PAUSE_NS`].
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
-use block::{Bitmap, ByteCount, ByteOffset, Consistency, Extent, GRANULE_BYTES, Granule, UnixNanos};
+use block::{Bitmap, ByteCount, ByteOffset, Consistency, Epoch, Extent, GRANULE_BYTES, Granule, UnixNanos};
 use changeset::{Fold, VolumeInfo};
 
 use crate::CaptureError;
@@ -40,6 +41,13 @@ pub const TRACKER_LANE_BYTES_MAX: ByteCount = ByteCount::mib(64);
 const READ_RETRY_PAUSE_NS: u64 = 1_000_000_000;
 /// Samples of (position, time) kept to date a cut that lags; past it the oldest is dropped, and a cut is dated earlier.
 const SAMPLES_MAX: usize = 4096;
+/// When the bits have been found clear so often although the count says otherwise, they are counted again.
+const COUNT_AGAIN_AFTER: u32 = 1000;
+/// Captured writes that are in flight for longer count as missed, so that a drain need not wait for a slow disk, nor for a
+/// write whose completion the programs did not see.
+const GRACE_NS_MAX: u64 = 500_000_000;
+/// Applications count as writing for so long after a write was seen.
+const WRITING_NS: u64 = 20_000_000;
 
 /// How hard the tracker drains.
 #[derive(Clone, Copy, Debug)]
@@ -50,11 +58,14 @@ pub struct TrackerLimits {
     pub reads: usize,
     /// What unfinished requests may hold; at most [`TRACKER_LANE_BYTES_MAX`].
     pub lanes: ByteCount,
+    /// Of the time, in percent (1 to 100), in which a read may be in flight while applications write; then there is
+    /// only one at a time.
+    pub share: u32,
 }
 
 impl Default for TrackerLimits {
     fn default() -> TrackerLimits {
-        TrackerLimits { read: ByteCount::mib(1), reads: 4, lanes: TRACKER_LANE_BYTES_MAX }
+        TrackerLimits { read: ByteCount::mib(1), reads: 4, lanes: TRACKER_LANE_BYTES_MAX, share: 25 }
     }
 }
 
@@ -62,10 +73,8 @@ impl Default for TrackerLimits {
 enum Round {
     /// Nothing dirty when last looked.
     Idle,
-    /// Waiting for late joiners of the phase that is not current.
-    Stragglers { dirty: Vec<Bitmap> },
-    /// Waiting for the phase that was current when the dirty granules were noted.
-    InFlight { dirty: Vec<Bitmap>, phase: usize },
+    /// Waiting for the captured writes that were in flight when the dirty granules had been noted.
+    InFlight { dirty: Vec<Bitmap>, since: UnixNanos },
     /// Reading what was noted.
     Reading { dirty: Vec<Bitmap>, volume: usize, next: Granule },
 }
@@ -91,9 +100,17 @@ pub struct Tracker<T, D> {
     samples: VecDeque<(RingPosition, UnixNanos)>,
     /// The disks were in the consumed state at this time or later.
     dated: UnixNanos,
+    /// What an earlier tracker had left in the ring is older than `dated` says, until it is consumed.
+    undated_until: RingPosition,
     drained: ByteCount,
     losses: u64,
-    skipped: u64,
+    /// How often nothing was found dirty although the count said otherwise.
+    miscounted: u32,
+    pace: Pace,
+    /// The last epoch that was cut.
+    cut: Epoch,
+    /// The last epoch that has something of the touched granules that wait; `None` when none wait.
+    touched_through: Option<Epoch>,
     last_error: Option<String>,
     retry_at: UnixNanos,
     #[cfg(feature = "model")]
@@ -110,7 +127,8 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         now: UnixNanos,
     ) -> Tracker<T, D> {
         assert_eq!(usize::from(tap.volumes()), volumes.len(), "tap and volumes number the same disks");
-        Tracker {
+        let produced = tap.produced();
+        let mut tracker = Tracker {
             tap,
             disk,
             volumes,
@@ -123,14 +141,30 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             landed: VecDeque::new(),
             samples: VecDeque::new(),
             dated: now,
+            undated_until: produced,
             drained: ByteCount::ZERO,
             losses: 0,
-            skipped: 0,
+            miscounted: 0,
+            pace: Pace::default(),
+            cut: Epoch::NONE,
+            touched_through: None,
             last_error: None,
             retry_at: UnixNanos(0),
             #[cfg(feature = "model")]
             rounds_overlap: false,
+        };
+        tracker.take_up();
+        tracker
+    }
+
+    /// What an earlier tracker had taken from this tap and nobody holds durably is read again.
+    fn take_up(&mut self) {
+        for volume in self.indices() {
+            for granule in self.tap.unfinished(volume).iter() {
+                self.tap.mark_dirty(volume, granule);
+            }
         }
+        self.tap.forget_unfinished();
     }
 
     /// Begins a round as soon as the reads of the one before have ended, folded or not: an error that was once made
@@ -161,22 +195,22 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
     /// Tracking of a volume has a gap: all of it is read again.
     fn take_losses(&mut self) {
         for volume in self.indices() {
-            if let Some(reason) = self.tap.take_loss(volume) {
+            if let Some(reason) = self.tap.loss(volume) {
                 self.lose(volume, reason);
+                self.tap.forget_loss(volume);
             }
         }
     }
 
-    /// A completion that no copy of the program saw may have been of any write: everything is read again (R11).
+    /// A completion that no copy of the program saw may have been of any write: everything is read again (R11). If it was
+    /// of a captured one, its place in flight would be waited for in vain, so none of those in flight is trusted.
     fn watch_skipped(&mut self) {
-        match self.tap.skipped_by_all() {
-            Some(skipped) if skipped <= self.skipped => return,
-            Some(skipped) => self.skipped = skipped,
-            None => {} // not knowing now says nothing of the next time
+        if self.tap.skipped() {
+            for volume in self.indices() {
+                self.lose(volume, LossReason::Skipped);
+            }
         }
-        for volume in self.indices() {
-            self.lose(volume, LossReason::Skipped);
-        }
+        self.tap.forget_skipped();
     }
 
     fn lose(&mut self, volume: VolumeIndex, reason: LossReason) {
@@ -187,12 +221,15 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             LossReason::OutOfRange => "a write outside its known size",
             LossReason::Operation => "a zone operation, which is not supported",
             LossReason::Walk => "a request that could not be followed",
+            LossReason::Unseen => "the completion of a write was not seen",
             LossReason::Skipped => "the kernel may have skipped a completion",
         };
+        tracing::warn!(volume = name, reason = what, "tracking had a gap: the volume is read again");
         self.last_error = Some(format!("volume {name}: {what}; reading it all again"));
         for granule in 0..self.tap.granules(volume) {
             self.tap.mark_dirty(volume, Granule(granule));
         }
+        self.tap.miss_in_flight();
     }
 
     fn consume(&mut self, until: RingPosition, limit: ByteCount) {
@@ -219,6 +256,7 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         let mut moved = false;
         while let Some(done) = self.disk.finished() {
             self.reads -= 1;
+            self.pace.ended(now, done.took_ns);
             self.landed.push_back(Landed { done, after: self.tap.produced() });
         }
         while let Some(front) = self.landed.front()
@@ -279,23 +317,25 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     }
                     let dirty: Vec<Bitmap> = self.indices().map(|volume| self.tap.dirty(volume)).collect();
                     if dirty.iter().all(Bitmap::is_empty) {
-                        return moved; // counted, but its bit is not set yet
-                    }
-                    Round::Stragglers { dirty }
-                }
-                Round::Stragglers { dirty } => {
-                    let phase = self.tap.phase();
-                    if !self.tap.drained(1 - phase) {
-                        self.round = Round::Stragglers { dirty };
+                        // Counted, but its bit is not set yet; or counted twice when the bits were last counted.
+                        self.miscounted += 1;
+                        if self.miscounted >= COUNT_AGAIN_AFTER {
+                            self.miscounted = 0;
+                            self.tap.count_again();
+                        }
                         return moved;
                     }
-                    self.tap.flip_phase();
-                    Round::InFlight { dirty, phase }
+                    self.miscounted = 0;
+                    self.tap.begin_grace();
+                    Round::InFlight { dirty, since: now }
                 }
-                Round::InFlight { dirty, phase } => {
-                    if !self.tap.drained(phase) {
-                        self.round = Round::InFlight { dirty, phase };
-                        return moved;
+                Round::InFlight { dirty, since } => {
+                    if !self.tap.grace_over() {
+                        if now.0.saturating_sub(since.0) < GRACE_NS_MAX {
+                            self.round = Round::InFlight { dirty, since };
+                            return moved;
+                        }
+                        self.tap.miss_waited();
                     }
                     Round::Reading { dirty, volume: 0, next: Granule(0) }
                 }
@@ -303,6 +343,7 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     // Drains leave a quarter of the memory to the records, which cannot wait.
                     let room = ByteCount(limit.0 / 4 * 3);
                     if self.reads >= self.limits.reads
+                        || !self.pace.may_read(now, self.reads)
                         || self.fold.memory_bytes() + self.reading + self.limits.read > room
                     {
                         self.round = Round::Reading { dirty, volume, next };
@@ -334,8 +375,57 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         }
     }
 
+    /// What is touched by epochs that are held durably is forgotten.
+    fn forget_held(&mut self, held: Epoch) {
+        if self.cut == Epoch::NONE || self.touched_through.is_some_and(|through| held < through) {
+            return;
+        }
+        // What is young now has gone into epochs that were cut, or will go into the next one.
+        self.touched_through = Some(self.cut.next());
+        self.tap.age_touched();
+        // Parts of unfinished requests go into some later one.
+        for (volume, extent) in self.lanes.held() {
+            self.tap.touch(volume, extent);
+        }
+    }
+
     fn clean(&self) -> bool {
-        self.tap.dirty_at_most() == 0 && self.reads == 0 && self.landed.is_empty()
+        self.tap.dirty_at_most() == 0
+            && self.reads == 0
+            && self.landed.is_empty()
+            && self.undated_until <= self.tap.consumed()
+    }
+}
+
+/// Leaves the disks to the applications while they write.
+#[derive(Default)]
+struct Pace {
+    writes: u64,
+    written: UnixNanos,
+    share: u32,
+    next: UnixNanos,
+}
+
+impl Pace {
+    fn look(&mut self, now: UnixNanos, writes: u64, share: u32) {
+        if writes != self.writes {
+            (self.writes, self.written) = (writes, now);
+        }
+        self.share = share.clamp(1, 100);
+    }
+
+    fn writing(&self, now: UnixNanos) -> bool {
+        self.share < 100 && now.0.saturating_sub(self.written.0) < WRITING_NS
+    }
+
+    fn may_read(&self, now: UnixNanos, reads: usize) -> bool {
+        !self.writing(now) || reads == 0 && now >= self.next
+    }
+
+    fn ended(&mut self, now: UnixNanos, took_ns: u64) {
+        let rest =
+            (took_ns / u64::from(self.share.max(1))).saturating_mul(u64::from(100 - self.share.min(100)));
+        self.next = UnixNanos(now.0.saturating_add(rest));
     }
 }
 
@@ -360,6 +450,7 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
 
     fn advance(&mut self, now: UnixNanos, limit: ByteCount) -> Result<Progress, CaptureError> {
         self.take_losses();
+        self.pace.look(now, self.tap.writes(), self.limits.share);
         let before = self.tap.consumed();
         let produced = self.tap.produced();
         if self.samples.len() == SAMPLES_MAX {
@@ -386,12 +477,19 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
         if self.clean() { Consistency::Crash } else { Consistency::None }
     }
 
-    fn cut(&mut self, reuse: Fold) -> Cut {
+    fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut {
         // After the last consumed record: see the module's head.
         self.take_losses();
         self.watch_skipped();
         let consistency = self.consistency();
+        self.cut = epoch;
+        self.tap.keep_numbered(epoch);
         Cut { fold: std::mem::replace(&mut self.fold, reuse), consistency, time: self.dated }
+    }
+
+    fn acknowledged(&mut self, held: Epoch) {
+        self.tap.keep_acknowledged(held);
+        self.forget_held(held);
     }
 
     fn status(&self) -> SourceStatus {

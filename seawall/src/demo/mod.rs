@@ -162,6 +162,7 @@ async fn start(dir: &Path, device: &Path, choice: SourceChoice) -> anyhow::Resul
     let process = ProcessServer::start(process).await?;
     let mut agent = AgentConfig::load(&dir.join("agent/agent.toml"))?;
     agent.agent.source = choice;
+    agent.agent.keep_tracking = false; // the demo leaves nothing behind
     let agent = tokio::task::block_in_place(|| Agent::start(agent))?;
     Ok(Parts { agent, process, target })
 }

@@ -9,10 +9,10 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt;
 
-use aya::Ebpf;
 use aya::maps::Array;
-use aya::programs::RawTracePoint;
+use aya::{Btf, Ebpf};
 
+use super::attach::program;
 use super::layout::Calibration;
 use crate::Device;
 use crate::disk::Buffer;
@@ -28,18 +28,14 @@ pub(super) struct Found {
 }
 
 /// Finds the two bases, or says why not.
-pub(super) fn calibrate(ebpf: &mut Ebpf, device: &Device) -> Result<Found, String> {
-    let program: &mut RawTracePoint = ebpf
-        .program_mut("on_calibrate")
-        .ok_or("the object has no calibration program")?
-        .try_into()
-        .map_err(|error| format!("{error}"))?;
-    program.load().map_err(|error| format!("the kernel refused the calibration program: {error}"))?;
-    let link = program
-        .attach("block_rq_issue")
-        .map_err(|error| format!("attach the calibration program: {error}"))?;
+pub(super) fn calibrate(ebpf: &mut Ebpf, btf: &Btf, device: &Device) -> Result<Found, String> {
+    let program = program(ebpf, "on_calibrate").map_err(|error| error.to_string())?;
+    program
+        .load("block_rq_issue", btf)
+        .map_err(|error| format!("the kernel refused the calibration program: {error}"))?;
+    let link = program.attach().map_err(|error| format!("attach the calibration program: {error}"))?;
     let found = search(ebpf, device);
-    if let Some(Ok(program)) = ebpf.program_mut("on_calibrate").map(<&mut RawTracePoint>::try_from) {
+    if let Ok(program) = self::program(ebpf, "on_calibrate") {
         program.detach(link).map_err(|error| format!("detach the calibration program: {error}"))?;
     }
     found

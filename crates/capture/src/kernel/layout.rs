@@ -6,26 +6,52 @@ use block::{ByteCount, Extent, Sector};
 
 use crate::tap::{Record, RecordKind, VolumeIndex};
 
+/// Grows when any of this changes, so that what another version has left pinned is not misread.
+pub(super) const LAYOUT: u64 = 1;
 /// Volumes of one group; more are refused.
 pub(super) const VOLUMES_MAX: usize = 64;
-/// CPUs with counters of their own; on a CPU past it writes are missed, never lost.
-pub(super) const CPUS_MAX: usize = 1024;
+/// CPUs of a machine; on one with more, capture is refused.
+pub(super) const CPUS_MAX: usize = 8192;
+/// Copies of the issue program, each of which has a walk and a lane on every CPU.
+pub(super) const LANES_PER_CPU: u32 = 2;
+/// Buckets of requests in flight.
+pub(super) const BUCKETS: usize = 8192;
+pub(super) const SLOT_MISSED: u64 = 2;
 
 pub(super) const LOST_PASSTHROUGH: u64 = 1;
 pub(super) const LOST_RANGE: u64 = 2;
 pub(super) const LOST_WALK: u64 = 4;
 pub(super) const LOST_OPERATION: u64 = 8;
+pub(super) const LOST_STALE: u64 = 16;
 
 /// `struct volume`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct VolumeEntry {
     pub(super) first_word: u64,
     pub(super) granules: u64,
     pub(super) index: u32,
-    pub(super) reserved: u32,
+    pub(super) dev: u32,
+    pub(super) id: [u8; 16],
+    pub(super) disk_sequence: u64,
+    pub(super) bytes: u64,
 }
-const _: () = assert!(size_of::<VolumeEntry>() == 24);
+const _: () = assert!(size_of::<VolumeEntry>() == 56);
+
+impl VolumeEntry {
+    /// Words of its bits.
+    pub(super) fn words(&self) -> u64 {
+        self.granules.div_ceil(64)
+    }
+
+    /// The bits of a word that are granules of the volume.
+    pub(super) fn mask(&self, word: u64) -> u64 {
+        match self.granules - word * 64 {
+            64.. => u64::MAX,
+            left => (1 << left) - 1,
+        }
+    }
+}
 
 /// `struct granule_word`.
 #[repr(C)]
@@ -34,6 +60,21 @@ pub(super) struct GranuleWord {
     pub(super) draining: AtomicU64,
 }
 const _: () = assert!(size_of::<GranuleWord>() == 16);
+
+/// `struct bucket`: requests in flight, and what they write, which only the programs look at.
+#[repr(C)]
+pub(super) struct Bucket {
+    pub(super) slots: [AtomicU64; 8],
+    flights: [u64; 16],
+}
+const _: () = assert!(size_of::<Bucket>() == 192);
+
+/// `struct touched_word`.
+#[repr(C)]
+pub(super) struct TouchedWord {
+    pub(super) bits: [AtomicU64; 2],
+}
+const _: () = assert!(size_of::<TouchedWord>() == 16);
 
 /// `struct control`.
 #[repr(C)]
@@ -47,12 +88,27 @@ pub(super) struct Control {
 }
 const _: () = assert!(size_of::<Control>() == 48);
 
+/// `struct kept`.
+#[repr(C)]
+pub(super) struct Kept {
+    pub(super) layout: AtomicU64,
+    pub(super) object: AtomicU64,
+    pub(super) ring_bytes: AtomicU64,
+    pub(super) generation: AtomicU64,
+    pub(super) numbered: AtomicU64,
+    pub(super) acknowledged: AtomicU64,
+    pub(super) skipped_seen: AtomicU64,
+    pub(super) deep_seen: AtomicU64,
+    pub(super) young: AtomicU64,
+    reserved: [u64; 7],
+}
+const _: () = assert!(size_of::<Kept>() == 128);
+
 /// `struct counters`, one a CPU.
 #[repr(C)]
 pub(super) struct Counters {
-    pub(super) begun: [AtomicU64; 2],
-    pub(super) ended: [AtomicU64; 2],
     pub(super) marked: AtomicU64,
+    pub(super) marked_again: AtomicU64,
     pub(super) data_writes: AtomicU64,
     pub(super) data_bytes: AtomicU64,
     pub(super) zero_writes: AtomicU64,
@@ -66,8 +122,12 @@ pub(super) struct Counters {
     pub(super) lost: AtomicU64,
     pub(super) issue_handled: AtomicU64,
     pub(super) complete_handled: AtomicU64,
+    pub(super) issue_busy: AtomicU64,
+    pub(super) complete_busy: AtomicU64,
     pub(super) rescued: AtomicU64,
-    reserved: [u64; 13],
+    pub(super) deep: AtomicU64,
+    address: [AtomicU64; 8],
+    reserved: [u64; 5],
 }
 const _: () = assert!(size_of::<Counters>() == 256);
 
@@ -85,8 +145,9 @@ pub(super) struct Calibration {
     pub(super) page_struct_bytes: u64,
     pub(super) found: u64,
     pub(super) page_shift: u64,
+    pub(super) request: u64,
 }
-const _: () = assert!(size_of::<Calibration>() == 88);
+const _: () = assert!(size_of::<Calibration>() == 96);
 
 #[expect(unsafe_code, reason = "aya asks for a promise that these are plain bytes")]
 mod plain {

@@ -1,184 +1,124 @@
 //! The tap on the running kernel: loads the eBPF program, finds out how to read pages, and reads its maps.
 //!
-//! Rooms: `layout` is what both sides share; `memory` maps the kernel's maps; `ring` reads records; `calibrate` finds
-//! where page frames are; this file ties them to [`Tap`].
+//! Rooms: `layout` is what both sides share; `maps` opens the kernel's maps and `memory` maps them; `ring` reads records;
+//! `calibrate` finds where page frames are; `attach` makes a tap, of nothing or of what the last agent left; `pins` is
+//! where that is; `touched` what is not held elsewhere yet; `skipped` is R11's watch; `sys` are bare system calls; this file ties them to [`Tap`].
 
+mod attach;
 mod calibrate;
 mod layout;
+mod maps;
 mod memory;
+mod pins;
 mod ring;
 mod skipped;
+mod sys;
+mod touched;
 
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::Duration;
 
-use aya::maps::{HashMap, Map};
-use aya::programs::RawTracePoint;
-use aya::{Ebpf, EbpfLoader};
-use block::{Bitmap, ByteCount, Granule};
+use block::{Bitmap, ByteCount, Epoch, Extent, GRANULE_BYTES, Generation, Granule, GroupId, VolumeId};
 
 use crate::tap::{LossReason, Record, RingPosition, Tap, TapCounters, VolumeIndex};
 use crate::{CaptureError, Device};
-use layout::{Control, Counters, GranuleWord, VolumeEntry};
-use memory::Shared;
-use ring::Ring;
+use attach::Attached;
+use layout::{GranuleWord, VolumeEntry};
+use maps::{Maps, wait_for_programs};
+use pins::Pins;
+use skipped::Skipped;
 
-/// The compiled capture program, from bpf/capture.bpf.c; `cargo xtask bpf` makes it.
-pub const OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/capture.bpf.o"));
+pub use attach::OBJECT;
+pub use pins::detach;
 
 /// How the tap is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct KernelTapOptions {
     /// Size of the ring of write records; rounded up to a power of two, at least one page. Locked kernel memory.
     pub ring: ByteCount,
     /// Capture data if the kernel lets us; else granules only.
     pub data: bool,
+    /// Where tracking outlives this process; `None` ends it with the tap.
+    pub keep: Option<Keep>,
 }
 
-/// Copies of the programs, in the order in which the kernel runs them (R11).
-const COMPLETION_PROGRAMS: [&str; 3] = ["on_complete_0", "on_complete_1", "on_complete_2"];
-const ISSUE_PROGRAMS: [&str; 2] = ["on_issue_0", "on_issue_1"];
-/// Ring sizes the kernel accepts end here; larger wishes are cut to it.
-const RING_BYTES_MAX: u64 = 1 << 30;
+/// Where tracking outlives its process, and whose it is.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    /// A folder in the BPF file system, made if it is missing; the file system is mounted on its parent if need be.
+    pub folder: PathBuf,
+    /// Each group has its own place there.
+    pub group: GroupId,
+    /// Of another generation, everything is read again.
+    pub generation: Generation,
+}
 
-/// Write capture by eBPF. Dropping it detaches the programs and frees the ring.
+/// What an earlier process has left of the same history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// The last epoch that was given a number; [`Epoch::NONE`] if none was.
+    pub numbered: Epoch,
+    /// The last epoch that was held durably by the process server, as far as was known.
+    pub acknowledged: Epoch,
+}
+
+/// Longer than any program runs; waited when the kernel cannot say that they have ended.
+const PROGRAM_RUN_MAX: Duration = Duration::from_millis(200);
+
+/// Write capture by eBPF. Dropping it ends tracking, unless it is kept.
 pub struct KernelTap {
     volumes: Vec<VolumeEntry>,
-    ring: Ring,
-    granules: Shared<GranuleWord>,
-    lost: Shared<AtomicU64>,
-    control: Shared<Control>,
-    counters: Shared<Counters>,
-    /// Granules whose dirty bit we cleared, against `marked`.
-    cleared: u64,
-    /// Dirty bits we set ourselves.
-    marked_here: u64,
+    maps: Maps,
+    attached: Attached,
+    /// `marked - marked_again` of all CPUs and this, wrapping, is at least the number of dirty granules.
+    counted: u64,
+    /// In-flight writes that a grace period waits for: place and value.
+    waited_for: Vec<(usize, u64)>,
+    /// What was last read of the kernel's counts of skipped runs.
+    looked: Option<Skipped>,
     data_mode: bool,
     why_not_data: Option<String>,
-    completion_programs: Vec<OwnedFd>,
-    /// Last, so that the maps are unmapped before the programs go.
-    _programs: Ebpf,
-}
-
-fn shared<T>(ebpf: &Ebpf, name: &'static str, entries: usize) -> Result<Shared<T>, CaptureError> {
-    let map = ebpf.map(name).ok_or_else(|| missing(name))?;
-    let (Map::Array(data) | Map::RingBuf(data)) = map else { return Err(missing(name)) };
-    Shared::map(data.fd().as_fd(), entries).map_err(|error| CaptureError::Kernel {
-        step: "map a shared array",
-        detail: format!("{name}: {error}"),
-    })
-}
-
-fn missing(name: &str) -> CaptureError {
-    CaptureError::Kernel { step: "find a part of the program", detail: format!("no {name:?} in the object") }
+    resumed: bool,
+    why_all: Option<String>,
+    pins: Option<(Pins, PathBuf)>,
 }
 
 impl KernelTap {
-    /// Attaches to the kernel and begins to follow `devices`, in this order, with all granules dirty.
+    /// Attaches to the kernel and begins to follow the volumes, in this order. Without something left to go on from, all
+    /// granules are dirty.
     ///
     /// # Errors
-    /// When the kernel refuses: no privilege, no BTF, a verifier's word. Data mode that does not work is no error:
-    /// the tap is then in bitmap mode and [`KernelTap::why_not_data`] says why.
-    pub fn attach(devices: &[Device], options: KernelTapOptions) -> Result<KernelTap, CaptureError> {
-        if devices.is_empty() || devices.len() > layout::VOLUMES_MAX {
-            return Err(CaptureError::Kernel {
-                step: "count the volumes",
-                detail: format!("{} disks; a group has 1 to {}", devices.len(), layout::VOLUMES_MAX),
-            });
-        }
-        let mut words = 0;
-        let volumes: Vec<VolumeEntry> = devices
-            .iter()
-            .enumerate()
-            .map(|(index, device)| {
-                let granules = device.size().granules();
-                let entry = VolumeEntry { first_word: words, granules, index: index as u32, reserved: 0 };
-                words += granules.div_ceil(64);
-                entry
-            })
-            .collect();
-        let entries = u32::try_from(words).map_err(|_| CaptureError::Kernel {
-            step: "size the dirty bitmap",
-            detail: "the group's disks have more than 2^38 granules".into(),
-        })?;
-        let ring_bytes = options.ring.0.clamp(4096, RING_BYTES_MAX).next_power_of_two();
+    /// When the kernel refuses: no privilege, no BTF, a verifier's word; when another process keeps the group. Data mode
+    /// that does not work is no error: the tap is then in bitmap mode and [`KernelTap::why_not_data`] says why.
+    pub fn attach(
+        volumes: &[(VolumeId, &Device)],
+        options: &KernelTapOptions,
+    ) -> Result<KernelTap, CaptureError> {
+        attach::attach(volumes, options)
+    }
 
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries("ring", ring_bytes as u32)
-            .map_max_entries("granules", entries)
-            .load(OBJECT)
-            .map_err(|error| CaptureError::kernel("create maps and relocate", &error))?;
-
-        let granules: Shared<GranuleWord> = shared(&ebpf, "granules", words as usize)?;
-        let lost: Shared<AtomicU64> = shared(&ebpf, "lost", layout::VOLUMES_MAX)?;
-        let control: Shared<Control> = shared(&ebpf, "control", 1)?;
-        let counters: Shared<Counters> = shared(&ebpf, "counters", layout::CPUS_MAX)?;
-        let ring = {
-            let Some(Map::RingBuf(data)) = ebpf.map("ring") else { return Err(missing("ring")) };
-            Ring::map(data.fd().as_fd(), ring_bytes)
-                .map_err(|error| CaptureError::Kernel { step: "map the ring", detail: error.to_string() })?
-        };
-
-        let mut why_not_data = (!options.data).then(|| "switched off by configuration".to_owned());
-        if options.data {
-            match calibrate::calibrate(&mut ebpf, &devices[0]) {
-                Ok(found) => {
-                    let control = &control[0];
-                    control.vmemmap.store(found.vmemmap, Ordering::Relaxed);
-                    control.direct_map.store(found.direct_map, Ordering::Relaxed);
-                    control.page_struct_shift.store(found.page_struct_shift, Ordering::Relaxed);
-                    control.page_shift.store(found.page_shift, Ordering::Relaxed);
-                    control.data_mode.store(1, Ordering::SeqCst);
-                }
-                Err(why) => why_not_data = Some(why),
-            }
-        }
-
-        // Everything is dirty before the first event can arrive.
-        let mut marked_here = 0;
-        for volume in &volumes {
-            marked_here += volume.granules;
-            for word in 0..volume.granules.div_ceil(64) {
-                let left = volume.granules - word * 64;
-                let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
-                granules[(volume.first_word + word) as usize].dirty.store(mask, Ordering::SeqCst);
-            }
-        }
-        {
-            let map = ebpf.map_mut("volumes").ok_or_else(|| missing("volumes"))?;
-            let mut by_device: HashMap<_, u32, VolumeEntry> = HashMap::try_from(map)
-                .map_err(|error| CaptureError::kernel("open the volume table", &error))?;
-            for (device, entry) in devices.iter().zip(&volumes) {
-                by_device
-                    .insert(device.kernel_number(), entry, 0)
-                    .map_err(|error| CaptureError::kernel("enter a volume", &error))?;
-            }
-        }
-        // Completion first: a write that is seen completing but was not seen issuing is a missed one (R2); the other
-        // way round its slot would wait for a completion that has already happened.
-        let mut completion_programs = Vec::new();
-        for program in COMPLETION_PROGRAMS {
-            completion_programs.push(attach(&mut ebpf, program, "block_rq_complete")?);
-        }
-        for program in ISSUE_PROGRAMS {
-            attach(&mut ebpf, program, "block_rq_issue")?;
-        }
-        Ok(KernelTap {
+    fn new(
+        volumes: Vec<VolumeEntry>,
+        maps: Maps,
+        attached: Attached,
+        why_not_data: Option<String>,
+        pins: Option<(Pins, PathBuf)>,
+    ) -> KernelTap {
+        KernelTap {
             volumes,
-            ring,
-            granules,
-            lost,
-            control,
-            counters,
-            cleared: 0,
-            marked_here,
+            maps,
+            attached,
+            counted: 0,
+            waited_for: Vec::new(),
+            looked: None,
             data_mode: why_not_data.is_none(),
             why_not_data,
-            completion_programs,
-            _programs: ebpf,
-        })
+            resumed: false,
+            why_all: None,
+            pins,
+        }
     }
 
     /// Why only granules are followed; `None` in data mode.
@@ -186,27 +126,53 @@ impl KernelTap {
         self.why_not_data.as_deref()
     }
 
-    fn word(&self, volume: VolumeIndex, granule: Granule) -> Option<(&GranuleWord, u64)> {
-        let entry = self.volumes.get(usize::from(volume.0))?;
-        (granule.0 < entry.granules)
-            .then(|| (&self.granules[(entry.first_word + granule.0 / 64) as usize], 1 << (granule.0 % 64)))
+    /// What an earlier process has left; `None` when everything is read again.
+    pub fn resumed(&self) -> Option<Resumed> {
+        let kept = &self.maps.kept[0];
+        let resumed = Resumed {
+            numbered: Epoch(kept.numbered.load(Ordering::SeqCst)),
+            acknowledged: Epoch(kept.acknowledged.load(Ordering::SeqCst)),
+        };
+        (self.resumed && resumed.numbered != Epoch::NONE).then_some(resumed)
     }
 
-    fn sum(&self, of: impl Fn(&Counters) -> &AtomicU64) -> u64 {
-        self.counters.iter().map(|cpu| of(cpu).load(Ordering::SeqCst)).fold(0, u64::wrapping_add)
+    /// Why a disk is read as a whole although an earlier process left something; `None` when none is.
+    pub fn why_all(&self) -> Option<&str> {
+        self.why_all.as_deref()
+    }
+
+    /// Where tracking outlives this process, if it does.
+    pub fn kept_in(&self) -> Option<&std::path::Path> {
+        self.pins.as_ref().map(|(_, folder)| folder.as_path())
+    }
+
+    fn word(&self, volume: VolumeIndex, granule: Granule) -> Option<(&GranuleWord, u64)> {
+        let entry = self.volumes.get(usize::from(volume.0))?;
+        (granule.0 < entry.granules).then(|| {
+            (&self.maps.granules[(entry.first_word + granule.0 / 64) as usize], 1 << (granule.0 % 64))
+        })
+    }
+
+    fn mark_word(&mut self, entry: &VolumeEntry, word: u64, bits: u64) {
+        // Counted first, corrected after: never too few.
+        self.counted = self.counted.wrapping_add(u64::from(bits.count_ones()));
+        let dirty = &self.maps.granules[(entry.first_word + word) as usize].dirty;
+        let already = dirty.fetch_or(bits, Ordering::SeqCst) & bits;
+        self.counted = self.counted.wrapping_sub(u64::from(already.count_ones()));
+    }
+
+    fn mark_all(&mut self) {
+        for entry in self.volumes.clone() {
+            for word in 0..entry.words() {
+                self.mark_word(&entry, word, entry.mask(word));
+            }
+        }
     }
 }
 
-/// Loads and attaches a program, and gives a handle to look at it by.
-fn attach(ebpf: &mut Ebpf, program: &'static str, tracepoint: &str) -> Result<OwnedFd, CaptureError> {
-    let program: &mut RawTracePoint =
-        ebpf.program_mut(program).ok_or_else(|| missing(program))?.try_into().map_err(
-            |error: aya::programs::ProgramError| CaptureError::kernel("recognise a program", &error),
-        )?;
-    program.load().map_err(|error| CaptureError::kernel("pass the verifier", &error))?;
-    program.attach(tracepoint).map_err(|error| CaptureError::kernel("attach to a tracepoint", &error))?;
-    let fd = program.fd().map_err(|error| CaptureError::kernel("look at a program", &error))?;
-    fd.as_fd().try_clone_to_owned().map_err(|error| CaptureError::kernel("look at a program", &error))
+/// A slot that is freed or claimed anew meanwhile is not the one that was meant.
+fn miss(slot: &AtomicU64, value: u64) {
+    let _ = slot.compare_exchange(value, value | layout::SLOT_MISSED, Ordering::SeqCst, Ordering::SeqCst);
 }
 
 impl Tap for KernelTap {
@@ -219,42 +185,93 @@ impl Tap for KernelTap {
     }
 
     fn produced(&self) -> RingPosition {
-        RingPosition(self.ring.produced())
+        RingPosition(self.maps.ring.produced())
     }
 
     fn consumed(&self) -> RingPosition {
-        RingPosition(self.ring.consumed())
+        RingPosition(self.maps.ring.consumed())
     }
 
     fn consume(&mut self, until: RingPosition, sink: &mut dyn FnMut(Record<'_>) -> ControlFlow<()>) {
-        let volumes = self.volumes.len();
-        let lost = &self.lost;
-        self.ring.consume(until.0, |bytes| match layout::decode_record(bytes) {
-            Some(record) if usize::from(record.volume.0) < volumes => sink(record),
-            // Only a broken program writes such a record. What it meant is unknown: everything is suspect.
-            _ => {
-                for volume in 0..volumes {
-                    lost[volume].fetch_or(layout::LOST_WALK, Ordering::SeqCst);
-                }
-                ControlFlow::Continue(())
+        let Maps { ring, touched, lost, .. } = &mut self.maps;
+        let volumes = &self.volumes;
+        ring.consume(until.0, |bytes| {
+            let known = layout::decode_record(bytes)
+                .and_then(|record| Some((record, volumes.get(usize::from(record.volume.0))?)));
+            if let Some((record, entry)) = known {
+                touched.insert(entry, record.extent);
+                return sink(record);
             }
+            // Only a broken program writes such a record. What it meant is unknown: everything is suspect.
+            for volume in 0..volumes.len() {
+                lost[volume].fetch_or(layout::LOST_WALK, Ordering::SeqCst);
+            }
+            ControlFlow::Continue(())
         });
     }
 
+    fn touch(&mut self, volume: VolumeIndex, extent: Extent) {
+        if let Some(entry) = self.volumes.get(usize::from(volume.0)) {
+            self.maps.touched.insert(entry, extent);
+        }
+    }
+
+    fn unfinished(&self, volume: VolumeIndex) -> Bitmap {
+        let Some(entry) = self.volumes.get(usize::from(volume.0)) else { return Bitmap::empty(0) };
+        let mut unfinished = Bitmap::empty(entry.granules);
+        for word in 0..entry.words() {
+            unfinished.insert_word(word, self.maps.unfinished(entry, word));
+        }
+        unfinished
+    }
+
+    fn forget_unfinished(&mut self) {
+        for word in self.maps.granules.iter() {
+            word.draining.store(0, Ordering::SeqCst);
+        }
+        self.maps.touched.clear_all();
+    }
+
+    fn age_touched(&mut self) {
+        self.maps.touched.age(&self.maps.kept[0]);
+    }
+
+    fn keep_numbered(&mut self, epoch: Epoch) {
+        self.maps.kept[0].numbered.store(epoch.0, Ordering::SeqCst);
+    }
+
+    fn keep_acknowledged(&mut self, epoch: Epoch) {
+        self.maps.kept[0].acknowledged.store(epoch.0, Ordering::SeqCst);
+    }
+
     fn ring_bytes(&self) -> ByteCount {
-        ByteCount(self.ring.bytes())
+        ByteCount(self.maps.ring.bytes())
     }
 
     fn dirty_at_most(&self) -> u64 {
-        // `cleared` is ours and exact; `marked` is counted before a bit is set.
-        self.sum(|cpu| &cpu.marked).wrapping_add(self.marked_here).wrapping_sub(self.cleared)
+        // `counted` is ours and exact; `marked` is counted before a bit is set, and what is taken off again is read first.
+        let again = self.maps.sum(|cpu| &cpu.marked_again);
+        self.maps.sum(|cpu| &cpu.marked).wrapping_sub(again).wrapping_add(self.counted)
+    }
+
+    fn count_again(&mut self) {
+        // What was counted in this sum is set when the programs that counted it have ended; what they take off again is
+        // in the sum that is read last. What is set meanwhile is counted twice until the next time: never too few.
+        let marked = self.maps.sum(|cpu| &cpu.marked);
+        if wait_for_programs().is_err() {
+            std::thread::sleep(PROGRAM_RUN_MAX);
+        }
+        let dirty = |word: &GranuleWord| u64::from(word.dirty.load(Ordering::SeqCst).count_ones());
+        let dirty: u64 = self.maps.granules.iter().map(dirty).sum();
+        let again = self.maps.sum(|cpu| &cpu.marked_again);
+        self.counted = dirty.wrapping_sub(marked.wrapping_sub(again));
     }
 
     fn dirty(&self, volume: VolumeIndex) -> Bitmap {
         let Some(entry) = self.volumes.get(usize::from(volume.0)) else { return Bitmap::empty(0) };
         let mut dirty = Bitmap::empty(entry.granules);
-        for word in 0..entry.granules.div_ceil(64) {
-            let bits = self.granules[(entry.first_word + word) as usize].dirty.load(Ordering::SeqCst);
+        for word in 0..entry.words() {
+            let bits = self.maps.granules[(entry.first_word + word) as usize].dirty.load(Ordering::SeqCst);
             dirty.insert_word(word, bits);
         }
         dirty
@@ -264,69 +281,103 @@ impl Tap for KernelTap {
         let Some((word, bit)) = self.word(volume, granule) else { return };
         word.draining.fetch_or(bit, Ordering::SeqCst);
         let before = word.dirty.fetch_and(!bit, Ordering::SeqCst);
-        self.cleared += u64::from(before & bit != 0);
+        self.counted = self.counted.wrapping_sub(u64::from(before & bit != 0));
     }
 
     fn end_drain(&mut self, volume: VolumeIndex, granule: Granule) {
+        let extent = Extent::new(granule.offset(), ByteCount(GRANULE_BYTES)).expect("a granule is not empty");
+        self.touch(volume, extent);
         if let Some((word, bit)) = self.word(volume, granule) {
             word.draining.fetch_and(!bit, Ordering::SeqCst);
         }
     }
 
     fn mark_dirty(&mut self, volume: VolumeIndex, granule: Granule) {
-        self.marked_here += 1;
-        let newly = self
-            .word(volume, granule)
-            .is_some_and(|(word, bit)| word.dirty.fetch_or(bit, Ordering::SeqCst) & bit == 0);
-        self.marked_here -= u64::from(!newly);
+        if let Some(entry) = self.volumes.get(usize::from(volume.0)).copied()
+            && granule.0 < entry.granules
+        {
+            self.mark_word(&entry, granule.0 / 64, 1 << (granule.0 % 64));
+        }
     }
 
-    fn phase(&self) -> usize {
-        (self.control[0].phase.load(Ordering::SeqCst) & 1) as usize
-    }
-
-    fn flip_phase(&mut self) {
-        self.control[0].phase.fetch_xor(1, Ordering::SeqCst);
+    fn begin_grace(&mut self) {
         fence(Ordering::SeqCst);
+        // A request that is captured again in its old place looks different then.
+        self.maps.control[0].phase.fetch_xor(1, Ordering::SeqCst);
+        let slots = self.maps.slots().map(|slot| slot.load(Ordering::SeqCst)).enumerate();
+        self.waited_for.clear();
+        self.waited_for.extend(slots.filter(|(_, value)| *value != 0 && value & layout::SLOT_MISSED == 0));
     }
 
-    fn drained(&self, phase: usize) -> bool {
-        // Ended before begun, as in SRCU: a write that begins and ends between the two sums makes begun larger, so
-        // equality cannot be an accident of the order of reading.
-        let ended = self.sum(|cpu| &cpu.ended[phase]);
-        fence(Ordering::SeqCst);
-        ended == self.sum(|cpu| &cpu.begun[phase])
+    fn grace_over(&mut self) -> bool {
+        let maps = &self.maps;
+        self.waited_for.retain(|(at, value)| maps.slot(*at).load(Ordering::SeqCst) == *value);
+        self.waited_for.is_empty()
     }
 
-    fn take_loss(&mut self, volume: VolumeIndex) -> Option<LossReason> {
-        let word = self.lost.get(usize::from(volume.0))?.swap(0, Ordering::SeqCst);
-        match word {
+    fn miss_waited(&mut self) {
+        for (at, value) in self.waited_for.drain(..) {
+            miss(self.maps.slot(at), value);
+        }
+    }
+
+    fn miss_in_flight(&mut self) {
+        for slot in self.maps.slots() {
+            match slot.load(Ordering::SeqCst) {
+                0 => {}
+                value => miss(slot, value),
+            }
+        }
+    }
+
+    fn loss(&self, volume: VolumeIndex) -> Option<LossReason> {
+        match self.maps.lost.get(usize::from(volume.0))?.load(Ordering::SeqCst) {
             0 => None,
             word if word & layout::LOST_PASSTHROUGH != 0 => Some(LossReason::Passthrough),
             word if word & layout::LOST_RANGE != 0 => Some(LossReason::OutOfRange),
             word if word & layout::LOST_OPERATION != 0 => Some(LossReason::Operation),
+            word if word & layout::LOST_STALE != 0 => Some(LossReason::Unseen),
             _ => Some(LossReason::Walk),
         }
     }
 
-    fn skipped_by_all(&self) -> Option<u64> {
-        // An event that was lost was skipped by each copy, so the least count bounds the lost from above.
-        let counts =
-            self.completion_programs.iter().map(|program| skipped::recursion_misses(program.as_fd()));
-        counts.collect::<Result<Vec<_>, _>>().ok()?.into_iter().min()
+    fn forget_loss(&mut self, volume: VolumeIndex) {
+        if let Some(word) = self.maps.lost.get(usize::from(volume.0)) {
+            word.store(0, Ordering::SeqCst);
+        }
+    }
+
+    fn skipped(&mut self) -> bool {
+        self.looked = self.attached.skipped(&self.maps);
+        self.looked.is_none_or(|now| now.lost_since(Skipped::seen(&self.maps)))
+    }
+
+    fn forget_skipped(&mut self) {
+        if let Some(looked) = self.looked {
+            looked.store(&self.maps);
+        }
+    }
+
+    fn writes(&self) -> u64 {
+        self.maps.sum(|cpu| &cpu.data_writes)
+            + self.maps.sum(|cpu| &cpu.zero_writes)
+            + self.maps.sum(|cpu| &cpu.missed_dirty)
+            + self.maps.sum(|cpu| &cpu.missed_ring)
+            + self.maps.sum(|cpu| &cpu.missed_copy)
     }
 
     fn counters(&self) -> TapCounters {
+        let sum = |of: fn(&layout::Counters) -> &AtomicU64| self.maps.sum(of);
         TapCounters {
-            data_writes: self.sum(|cpu| &cpu.data_writes),
-            data_bytes: self.sum(|cpu| &cpu.data_bytes),
-            zero_writes: self.sum(|cpu| &cpu.zero_writes),
-            missed_dirty: self.sum(|cpu| &cpu.missed_dirty),
-            missed_ring: self.sum(|cpu| &cpu.missed_ring),
-            missed_other: self.sum(|cpu| &cpu.missed_slot)
-                + self.sum(|cpu| &cpu.missed_copy)
-                + self.sum(|cpu| &cpu.missed_requeue),
-            failed: self.sum(|cpu| &cpu.failed),
+            data_writes: sum(|cpu| &cpu.data_writes),
+            data_bytes: sum(|cpu| &cpu.data_bytes),
+            zero_writes: sum(|cpu| &cpu.zero_writes),
+            missed_dirty: sum(|cpu| &cpu.missed_dirty),
+            missed_ring: sum(|cpu| &cpu.missed_ring),
+            missed_other: sum(|cpu| &cpu.missed_slot)
+                + sum(|cpu| &cpu.missed_copy)
+                + sum(|cpu| &cpu.missed_requeue),
+            failed: sum(|cpu| &cpu.failed),
         }
     }
 

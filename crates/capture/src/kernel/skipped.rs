@@ -1,37 +1,53 @@
-//! How often the kernel skipped a program because it was already running on the same CPU (R11).
+//! R11's watch: whether a completion may have been skipped by every copy of its program.
+//!
+//! Such an event was skipped by each copy, so each count of skipped runs has grown; and it came on top of three others, of
+//! which the topmost had found both other copies busy (`deep`). The counts alone grow harmlessly wherever completions
+//! nest: one event is skipped by one copy, another by another.
 
-#![expect(unsafe_code, reason = "the bpf system call has no safe wrapper for this counter")]
+use std::sync::atomic::Ordering;
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use super::maps::Maps;
 
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-/// `struct bpf_prog_info` up to and with `recursion_misses` (include/uapi/linux/bpf.h; since 5.12).
-const INFO_BYTES: usize = 216;
-const RECURSION_MISSES_AT: usize = 208;
-
-#[repr(C)]
-struct InfoRequest {
-    fd: u32,
-    length: u32,
-    info: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Skipped {
+    /// The least count of skipped runs of the completion program's copies.
+    pub(super) by_all: u64,
+    /// Completions that found all other copies busy.
+    pub(super) deep: u64,
 }
 
-/// The program's count of skipped runs.
-pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut info = [0_u8; INFO_BYTES];
-    let request = InfoRequest {
-        fd: program.as_raw_fd() as u32,
-        length: INFO_BYTES as u32,
-        info: info.as_mut_ptr() as u64,
-    };
-    // SAFETY: the kernel reads the request and writes at most `length` bytes to `info`, which lives until the call ends.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const request, size_of::<InfoRequest>())
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
+impl Skipped {
+    /// What has been acted on.
+    pub(super) fn seen(maps: &Maps) -> Skipped {
+        let kept = &maps.kept[0];
+        Skipped {
+            by_all: kept.skipped_seen.load(Ordering::SeqCst),
+            deep: kept.deep_seen.load(Ordering::SeqCst),
+        }
     }
-    let misses = &info[RECURSION_MISSES_AT..RECURSION_MISSES_AT + 8];
-    Ok(u64::from_ne_bytes(misses.try_into().expect("8 bytes")))
+
+    pub(super) fn store(self, maps: &Maps) {
+        let kept = &maps.kept[0];
+        kept.skipped_seen.store(self.by_all, Ordering::SeqCst);
+        kept.deep_seen.store(self.deep, Ordering::SeqCst);
+    }
+
+    /// Whether an event may have been lost since then.
+    pub(super) fn lost_since(self, before: Skipped) -> bool {
+        self.by_all > before.by_all && self.deep > before.deep
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_both_together_are_a_loss() {
+        let before = Skipped { by_all: 4, deep: 1 };
+        assert!(!before.lost_since(before));
+        assert!(!Skipped { by_all: 9, deep: 1 }.lost_since(before));
+        assert!(!Skipped { by_all: 4, deep: 2 }.lost_since(before));
+        assert!(Skipped { by_all: 5, deep: 2 }.lost_since(before));
+    }
 }

@@ -123,6 +123,8 @@ pub(crate) struct Request {
     /// Sectors of `ranges` that the disk has.
     applied: u128,
     pub(crate) slow: bool,
+    /// The program did not see that it came back.
+    requeue_unseen: bool,
 }
 
 impl Request {
@@ -140,6 +142,8 @@ pub(crate) struct SimVolume {
     pub(crate) dirty: u64,
     pub(crate) draining: u64,
     pub(crate) lost: bool,
+    /// The two sets of touched granules.
+    pub(crate) touched: [u64; 2],
     /// For [`Mutation::CachedReads`].
     cache: Vec<Option<Value>>,
 }
@@ -184,14 +188,17 @@ pub(crate) struct World {
     pub(crate) ring: SimRing,
     pub(crate) buckets: Vec<Vec<Option<Slot>>>,
     pub(crate) phase: usize,
-    pub(crate) begun: [u64; 2],
-    pub(crate) ended: [u64; 2],
     pub(crate) marked: u64,
+    pub(crate) marked_again: u64,
     /// Completions that no copy of the program handled.
     pub(crate) skipped: u64,
     // The agent's side of them.
-    pub(crate) cleared: u64,
-    pub(crate) marked_here: u64,
+    pub(crate) young: usize,
+    pub(crate) skipped_seen: u64,
+    /// Steps of the agent until it is killed.
+    pub(crate) fuse: Option<u32>,
+    /// It has been killed: whatever it does has no effect any more.
+    pub(crate) dead: bool,
 }
 
 impl World {
@@ -219,6 +226,7 @@ impl World {
                 dirty: 0,
                 draining: 0,
                 lost: false,
+                touched: [0; 2],
                 cache: vec![None; *sectors as usize],
             });
         }
@@ -244,12 +252,13 @@ impl World {
             ring: SimRing::new(config.ring_bytes),
             buckets: vec![vec![None; config.slots]; config.buckets],
             phase: 0,
-            begun: [0; 2],
-            ended: [0; 2],
             marked: 0,
+            marked_again: 0,
             skipped: 0,
-            cleared: 0,
-            marked_here: 0,
+            young: 0,
+            skipped_seen: 0,
+            fuse: None,
+            dead: false,
             rng,
             config,
         };
@@ -257,7 +266,6 @@ impl World {
         world.some_steps(20);
         for volume in &mut world.volumes {
             volume.dirty = (1 << volume.granules) - 1;
-            world.marked_here += volume.granules;
         }
         world.complete_attached = true;
         world.some_steps(6);
@@ -276,8 +284,12 @@ impl World {
         }
     }
 
-    /// The kernel goes on while the agent is inside a call.
+    /// The kernel goes on while the agent is inside a call, or the agent is killed there.
     pub(crate) fn preempt(&mut self) {
+        if let Some(left) = &mut self.fuse {
+            *left = left.saturating_sub(1);
+            self.dead |= *left == 0;
+        }
         if self.rng.percent(self.config.preemption) {
             self.some_steps(self.config.preempted_steps);
         }
@@ -311,24 +323,27 @@ impl World {
         self.read_step(which / 2);
     }
 
-    /// A slot whose completion was skipped is freed when its request is used again: that happens now.
-    pub(crate) fn reuse_stale_slots(&mut self) {
-        let stale = self
-            .buckets
-            .iter()
-            .flatten()
-            .flatten()
-            .map(|slot| slot.tag)
-            .find(|tag| self.requests[*tag].is_none());
-        if let Some(tag) = stale
-            && self.at_rest()
-        {
-            self.writing = true;
-            if self.create_at(tag).is_some() {
-                self.waiting.push(tag);
+    /// Every program that runs now comes to its end.
+    pub(crate) fn end_programs(&mut self) {
+        for processor in 0..self.processors.len() {
+            while self.processors[processor].is_some() {
+                self.now += 1;
+                self.issue_on(processor);
             }
-            self.writing = false;
         }
+        while !self.completions.is_empty() {
+            self.now += 1;
+            self.complete_on(0);
+        }
+    }
+
+    /// The agent is gone, and what it was reading; a new one begins.
+    pub(crate) fn agent_gone(&mut self) {
+        self.ring.go_back();
+        self.reads.clear();
+        self.finished.clear();
+        (self.dead, self.fuse) = (false, None);
+        self.met.crashes += 1;
     }
 
     /// Whether no write is anywhere between its submission and its completion.
@@ -352,9 +367,9 @@ impl World {
         } else {
             return;
         };
-        // A request of the second attempt that is skipped belongs to the hole of R11: its data may have changed.
-        let first = self.slot_of(tag).is_none();
-        let skipped = first && self.rng.percent(self.config.skipped_issues);
+        // Skipped at its second issue after its requeue was skipped: the hole that is left of R11.
+        let seen = self.requests[tag].as_ref().is_some_and(|request| !request.requeue_unseen);
+        let skipped = seen && self.rng.percent(self.config.skipped_issues);
         if !self.issue_attached || skipped {
             self.take_off(tag, false);
         } else {
@@ -414,7 +429,17 @@ impl World {
         let write = self.history.submit(sectors, value, self.now);
         self.met.writes += 1;
         let slow = self.slow();
-        self.requests[tag] = Some(Request { write, volume, kind, ranges, value, memory, applied: 0, slow });
+        self.requests[tag] = Some(Request {
+            write,
+            volume,
+            kind,
+            ranges,
+            value,
+            memory,
+            applied: 0,
+            slow,
+            requeue_unseen: false,
+        });
         Some(tag)
     }
 
@@ -533,6 +558,18 @@ impl World {
         request.applied = 0;
         self.met.requeued += 1;
         self.waiting.push(tag);
+        self.on_requeue(tag);
+    }
+
+    /// `on_requeue`: what was captured of the request is not trusted any more.
+    fn on_requeue(&mut self, tag: usize) {
+        let unseen = self.rng.percent(self.config.skipped_issues);
+        if let Some(request) = &mut self.requests[tag] {
+            request.requeue_unseen = unseen;
+        }
+        if self.complete_attached && !unseen && !self.is(Mutation::RequeueIgnored) {
+            self.miss_slot(tag);
+        }
     }
 
     /// The completion of the first `done` sectors is visible to everyone: a bio ends, a writer goes on.
@@ -634,9 +671,5 @@ impl World {
 
     pub(crate) fn volume_mut(&mut self, volume: VolumeIndex) -> &mut SimVolume {
         &mut self.volumes[usize::from(volume.0)]
-    }
-
-    pub(crate) fn dirty_at_most(&self) -> u64 {
-        self.marked.wrapping_add(self.marked_here).wrapping_sub(self.cleared)
     }
 }

@@ -8,9 +8,11 @@
 //! `tap` the agent's side of it, `traps` what random steps meet too rarely, `oracle` what a power cut could have left,
 //! `mutation` the rules that can be switched off, `schedule` one run of it all, `met` what the runs have met.
 //!
-//! Not modelled: memory that an application changes while it is being written; an issue of a requeued request that no copy
-//! of the program handles; writes that race on a sector, but for the test that shows the limit; an agent that starts
-//! again; the kernel's word-by-word sums over processors, which are single counts here.
+//! The agent is killed at any step of its calls into the tap and the disks, and another one takes up what it left.
+//!
+//! Not modelled: memory that an application changes while it is being written; a requeue that the program does not see,
+//! followed by an issue that no copy of its program sees; writes that race on a sector, but for the test that shows the
+//! limit; the kernel's sums over processors, which are single counts here; programs exchanged for others (an upgrade).
 
 mod kernel;
 mod met;

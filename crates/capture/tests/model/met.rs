@@ -24,10 +24,14 @@ pub(crate) struct Met {
     pub(crate) full: u64,
     pub(crate) handled_twice: u64,
     pub(crate) skipped: u64,
+    pub(crate) stale: u64,
+    pub(crate) crashes: u64,
+    pub(crate) epochs_dropped: u64,
+    pub(crate) waited_too_long: u64,
 }
 
 impl Met {
-    fn fields(&mut self) -> [(&'static str, &mut u64); 23] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 27] {
         let Met {
             writes,
             captured,
@@ -52,6 +56,10 @@ impl Met {
             full,
             handled_twice,
             skipped,
+            stale,
+            crashes,
+            epochs_dropped,
+            waited_too_long,
         } = self;
         [
             ("writes", writes),
@@ -77,6 +85,10 @@ impl Met {
             ("full", full),
             ("handled_twice", handled_twice),
             ("skipped", skipped),
+            ("stale", stale),
+            ("crashes", crashes),
+            ("epochs_dropped", epochs_dropped),
+            ("waited_too_long", waited_too_long),
         ]
     }
 

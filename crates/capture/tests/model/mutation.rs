@@ -29,9 +29,9 @@ pub(crate) enum Mutation {
     DirtyCaptured,
     /// R4: writes into draining granules are captured.
     DrainingCaptured,
-    /// R4: a write looks at the bits before it joins the in-flight count.
-    LookedBeforeJoining,
-    /// R4: a write leaves the in-flight count when it has been issued.
+    /// R4: a write looks at the bits before it counts as in flight.
+    LookedBeforeClaiming,
+    /// R4: a write does not count as in flight any more when it has been issued.
     LeftAtIssue,
     /// R5: reads come from a cache.
     CachedReads,
@@ -43,12 +43,24 @@ pub(crate) enum Mutation {
     DiscardIgnored,
     /// R7: each disk has a ring, and they are not cut at the same position.
     RingPerDisk,
+    /// R8: what was consumed counts as touched only after the ring was told.
+    TouchedTooLate,
+    /// R8: an agent that starts again does not ask what was touched.
+    TouchedIgnored,
+    /// R8: nor what was draining.
+    DrainingIgnored,
+    /// R8: what a drain has read does not count as touched.
+    ReadsUntouched,
+    /// R8: an acknowledgement clears all that is touched, not only what its epochs have.
+    ForgottenTooEarly,
+    /// R8: the parts of unfinished requests are forgotten with the epochs that came with them.
+    PartsForgotten,
+    /// R8: a loss is forgotten before everything is dirty.
+    LossForgottenFirst,
     /// R9: records are taken although the memory is full.
     MemoryUnbounded,
     /// Drain, step 1: granules are noted that became dirty after, or not at all.
     NotedTooLate,
-    /// Drain, step 2: no wait for late joiners of the other phase.
-    StragglersIgnored,
     /// Drain, step 2: no wait for what is in flight.
     InFlightIgnored,
     /// Drain, step 3: *dirty* is cleared before *draining* is set.
@@ -90,16 +102,22 @@ impl Mutation {
             OfferedWhileDraining,
             DirtyCaptured,
             DrainingCaptured,
-            LookedBeforeJoining,
+            LookedBeforeClaiming,
             LeftAtIssue,
             CachedReads,
             PassthroughIgnored,
             PlaintextTrusted,
             DiscardIgnored,
             RingPerDisk,
+            TouchedTooLate,
+            TouchedIgnored,
+            DrainingIgnored,
+            ReadsUntouched,
+            ForgottenTooEarly,
+            PartsForgotten,
+            LossForgottenFirst,
             MemoryUnbounded,
             NotedTooLate,
-            StragglersIgnored,
             InFlightIgnored,
             ClearedFirst,
             ClearedAfterRead,

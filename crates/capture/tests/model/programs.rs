@@ -5,6 +5,7 @@
 
 use crate::kernel::{Kind, Ranges, World};
 use crate::mutation::Mutation;
+use crate::oracle::WriteId;
 use crate::ring::{PIECE_BYTES, RANGE_BYTES, SimRecord, State};
 
 /// An entry of `inflight`.
@@ -12,18 +13,31 @@ use crate::ring::{PIECE_BYTES, RANGE_BYTES, SimRecord, State};
 pub(crate) struct Slot {
     pub(crate) tag: usize,
     phase: usize,
-    missed: bool,
+    pub(crate) missed: bool,
+    /// Told apart from another of the same request in the same phase, which the kernel's table cannot.
+    pub(crate) write: WriteId,
+    volume: usize,
+    ranges: Ranges,
+    /// For [`Mutation::LeftAtIssue`].
+    pub(crate) left: bool,
 }
 
-type Place = (usize, usize);
+impl Slot {
+    /// Whether the kernel's table would hold the same value.
+    pub(crate) fn looks_like(&self, other: &Slot) -> bool {
+        (self.tag, self.phase, self.missed) == (other.tag, other.phase, other.missed)
+    }
+}
+
+pub(crate) type Place = (usize, usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IssueAt {
-    ReadPhase,
-    Join,
     FindSlot,
-    LookAtBits { range: usize, word: usize },
+    ReadPhase,
     ClaimSlot,
+    LookAtBits { range: usize, word: usize },
+    Release,
     Reserve { range: usize, done: u64 },
     Submit { range: usize, done: u64, sectors: u64, start: u64 },
     End,
@@ -40,6 +54,7 @@ pub(crate) struct Issue {
     slot: Option<Place>,
     records: u32,
     failed: bool,
+    trusted: bool,
     /// A later copy of the program.
     again: bool,
 }
@@ -50,11 +65,12 @@ impl Issue {
             tag,
             lane,
             slow,
-            at: IssueAt::ReadPhase,
+            at: IssueAt::FindSlot,
             phase: 0,
             slot: None,
             records: 0,
             failed: false,
+            trusted: false,
             again: false,
         }
     }
@@ -76,7 +92,6 @@ enum CompletionAt {
         word: usize,
     },
     FreeSlot,
-    Leave,
     Visible,
     /// For [`Mutation::CountedTooLate`].
     CountLate,
@@ -95,7 +110,6 @@ pub(crate) struct Completion {
     at: CompletionAt,
     slot: Option<Place>,
     skipped: bool,
-    phase: usize,
     volume: usize,
     ranges: Ranges,
     mask: u64,
@@ -111,7 +125,7 @@ impl World {
         Some((bucket, slot))
     }
 
-    fn slot(&mut self, (bucket, slot): Place) -> &mut Option<Slot> {
+    pub(crate) fn slot(&mut self, (bucket, slot): Place) -> &mut Option<Slot> {
         &mut self.buckets[bucket][slot]
     }
 
@@ -142,32 +156,48 @@ impl World {
         let request = self.requests[run.tag].as_ref().expect("a request that is being issued");
         let (kind, ranges, write, volume) = (request.kind, request.ranges, request.write, request.volume);
         let is_ranges = matches!(kind, Kind::Discard | Kind::Zeroes);
-        let look_first = self.is(Mutation::LookedBeforeJoining);
+        let look_first = self.is(Mutation::LookedBeforeClaiming);
+        let look = IssueAt::LookAtBits { range: 0, word: 0 };
+        let copy = IssueAt::Reserve { range: 0, done: 0 };
         match run.at {
-            IssueAt::ReadPhase => {
-                run.phase = self.phase;
-                run.at = if look_first { IssueAt::FindSlot } else { IssueAt::Join };
-            }
-            IssueAt::Join => {
-                self.begun[run.phase] += 1;
-                run.at = if look_first { IssueAt::ClaimSlot } else { IssueAt::FindSlot };
-            }
             IssueAt::FindSlot => {
                 let trusted = self.config.data_mode
                     && kind != Kind::Passthrough
                     && (!request.encrypted() || self.is(Mutation::PlaintextTrusted));
                 if let Some(place) = self.slot_of(run.tag) {
                     if !self.is(Mutation::RequeueIgnored) {
-                        self.slot(place).as_mut().expect("found").missed = true;
+                        self.miss_slot(run.tag);
                         self.history.missed(write);
+                        let slot = self.slot(place).as_mut().expect("found");
+                        let before = *slot;
+                        (slot.write, slot.volume, slot.ranges) = (write, volume, ranges);
+                        self.met.stale += u64::from(before.write != write);
+                        self.mark_at_once(before.volume, before.ranges);
                     }
-                    return self.missed(run, !look_first);
+                    return true;
                 }
-                if !trusted || is_ranges && self.is(Mutation::DiscardIgnored) {
+                run.trusted = trusted && !(is_ranges && self.is(Mutation::DiscardIgnored));
+                run.at = if look_first && run.trusted { look } else { IssueAt::ReadPhase };
+            }
+            IssueAt::ReadPhase => {
+                run.phase = self.phase;
+                run.at = IssueAt::ClaimSlot;
+            }
+            IssueAt::ClaimSlot => {
+                let bucket = run.tag % self.buckets.len();
+                let Some(free) = self.buckets[bucket].iter().position(Option::is_none) else {
+                    self.met.missed_slot += 1;
+                    return true;
+                };
+                let (tag, phase, missed) = (run.tag, run.phase, !run.trusted);
+                self.buckets[bucket][free] =
+                    Some(Slot { tag, phase, missed, write, volume, ranges, left: false });
+                if missed {
                     self.met.missed_copy += 1;
-                    return self.missed(run, !look_first);
+                    return true;
                 }
-                run.at = IssueAt::LookAtBits { range: 0, word: 0 };
+                run.slot = Some((bucket, free));
+                run.at = if look_first { copy } else { look };
             }
             IssueAt::LookAtBits { range, word } => {
                 let (sector, sectors) = ranges.as_slice()[range];
@@ -175,29 +205,26 @@ impl World {
                 let volume = &self.volumes[volume];
                 let dirty = if self.is(Mutation::DirtyCaptured) { 0 } else { volume.dirty };
                 let draining = if self.is(Mutation::DrainingCaptured) { 0 } else { volume.draining };
-                if words.next().is_some_and(|mask| (dirty | draining) & mask != 0) {
-                    self.met.missed_dirty += 1;
-                    return self.missed(run, !look_first);
-                }
-                run.at = if words.next().is_some() {
+                run.at = if words.next().is_some_and(|mask| (dirty | draining) & mask != 0) {
+                    IssueAt::Release
+                } else if words.next().is_some() {
                     IssueAt::LookAtBits { range, word: word + 1 }
                 } else if range + 1 < ranges.as_slice().len() {
                     IssueAt::LookAtBits { range: range + 1, word: 0 }
                 } else if look_first {
-                    IssueAt::Join
+                    IssueAt::ReadPhase
                 } else {
-                    IssueAt::ClaimSlot
+                    copy
                 };
             }
-            IssueAt::ClaimSlot => {
-                let bucket = run.tag % self.buckets.len();
-                let Some(free) = self.buckets[bucket].iter().position(Option::is_none) else {
-                    self.met.missed_slot += 1;
-                    return self.missed(run, true);
-                };
-                self.buckets[bucket][free] = Some(Slot { tag: run.tag, phase: run.phase, missed: false });
-                run.slot = Some((bucket, free));
-                run.at = IssueAt::Reserve { range: 0, done: 0 };
+            IssueAt::Release => {
+                self.met.missed_dirty += 1;
+                if let Some(place) = run.slot.take()
+                    && let Some(slot) = self.slot(place)
+                {
+                    slot.missed = true;
+                }
+                return true;
             }
             IssueAt::Reserve { range, done } => {
                 let (sector, length) = ranges.as_slice()[range];
@@ -259,8 +286,10 @@ impl World {
                     self.met.captured += 1;
                     self.met.several_records += u64::from(run.records > 1);
                 }
-                if self.is(Mutation::LeftAtIssue) {
-                    self.ended[run.phase] += 1;
+                if self.is(Mutation::LeftAtIssue)
+                    && let Some(place) = run.slot
+                {
+                    self.slot(place).as_mut().expect("in flight until it completes").left = true;
                 }
                 return true;
             }
@@ -268,12 +297,23 @@ impl World {
         false
     }
 
-    /// The program ends without a slot of its own: completion will not find one, or finds it marked.
-    fn missed(&mut self, run: &Issue, joined: bool) -> bool {
-        if joined {
-            self.ended[run.phase] += 1;
+    /// A request in flight is missed from now on.
+    pub(crate) fn miss_slot(&mut self, tag: usize) {
+        if let Some(place) = self.slot_of(tag)
+            && let Some(slot) = self.slot(place)
+        {
+            slot.missed = true;
+            let write = slot.write;
+            self.history.missed(write);
         }
-        true
+    }
+
+    /// Places in flight and what is there.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (Place, Slot)> {
+        let places = self.buckets.iter().enumerate();
+        places.flat_map(|(bucket, slots)| {
+            slots.iter().enumerate().filter_map(move |(place, slot)| Some(((bucket, place), (*slot)?)))
+        })
     }
 
     /// The disk says that a request, or the first `done` sectors of it, has ended.
@@ -301,7 +341,6 @@ impl World {
             at,
             slot: None,
             skipped,
-            phase: 0,
             volume,
             ranges,
             mask: 0,
@@ -325,6 +364,17 @@ impl World {
         }
     }
 
+    fn next_mark(&self, run: &Completion, range: usize, word: usize) -> CompletionAt {
+        let (sector, sectors) = run.ranges.as_slice()[range];
+        if World::words(sector, sectors).nth(word + 1).is_some() {
+            CompletionAt::CountMark { range, word: word + 1 }
+        } else if range + 1 < run.ranges.as_slice().len() {
+            CompletionAt::CountMark { range: range + 1, word: 0 }
+        } else {
+            CompletionAt::FreeSlot
+        }
+    }
+
     /// One step; true at the end.
     fn completion_program(&mut self, run: &mut Completion) -> bool {
         let late = self.is(Mutation::MarkedTooLate);
@@ -342,7 +392,6 @@ impl World {
                 }
                 run.slot = self.slot_of(run.tag);
                 let value = run.slot.and_then(|place| *self.slot(place));
-                run.phase = value.map_or(0, |slot| slot.phase);
                 let discard =
                     matches!(kind, Kind::Discard | Kind::Zeroes) && self.is(Mutation::DiscardIgnored);
                 let unseen = value.is_none() && !self.is(Mutation::UnseenIgnored) && !discard;
@@ -366,6 +415,11 @@ impl World {
             CompletionAt::CountMark { range, word } => {
                 let (sector, sectors) = run.ranges.as_slice()[range];
                 run.mask = World::words(sector, sectors).nth(word).expect("a word of the range");
+                if self.volumes[run.volume].dirty & run.mask == run.mask {
+                    run.before = run.mask; // all of them are dirty already: nothing is counted
+                    run.at = self.next_mark(run, range, word);
+                    return false;
+                }
                 if !self.is(Mutation::CountedTooLate) {
                     self.marked += u64::from(run.mask.count_ones());
                 }
@@ -382,31 +436,18 @@ impl World {
                 if self.is(Mutation::CountedTooLate) {
                     run.uncounted += u64::from(run.mask.count_ones()) - already;
                 } else {
-                    self.marked -= already;
+                    self.marked_again += already;
                 }
-                let (sector, sectors) = run.ranges.as_slice()[range];
-                run.at = if World::words(sector, sectors).nth(word + 1).is_some() {
-                    CompletionAt::CountMark { range, word: word + 1 }
-                } else if range + 1 < run.ranges.as_slice().len() {
-                    CompletionAt::CountMark { range: range + 1, word: 0 }
-                } else {
-                    CompletionAt::FreeSlot
-                };
+                run.at = self.next_mark(run, range, word);
             }
             CompletionAt::FreeSlot => {
                 run.at = match run.slot {
                     Some(place) if run.whole || run.error => {
                         *self.slot(place) = None;
-                        CompletionAt::Leave
+                        CompletionAt::Visible
                     }
                     _ => CompletionAt::Visible,
                 };
-            }
-            CompletionAt::Leave => {
-                if !self.is(Mutation::LeftAtIssue) {
-                    self.ended[run.phase] += 1;
-                }
-                run.at = CompletionAt::Visible;
             }
             CompletionAt::Visible
                 if !run.again && !run.seen && !run.skipped && self.rng.percent(self.config.handled_twice) =>

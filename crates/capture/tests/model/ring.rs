@@ -37,13 +37,42 @@ pub(crate) struct SimRing {
     pub(crate) bytes: u64,
     pub(crate) produced: u64,
     pub(crate) consumed: u64,
-    /// What the producer knows of `consumed`.
+    /// What the producer knows of `consumed`, and what is left of it when the agent is killed.
     pub(crate) published: u64,
+    /// Records between the two.
+    taken: usize,
 }
 
 impl SimRing {
     pub(crate) fn new(bytes: u64) -> SimRing {
-        SimRing { records: VecDeque::new(), bytes, produced: 0, consumed: 0, published: 0 }
+        SimRing { records: VecDeque::new(), bytes, produced: 0, consumed: 0, published: 0, taken: 0 }
+    }
+
+    /// The next record that is not consumed.
+    pub(crate) fn next(&self) -> Option<SimRecord> {
+        self.records.get(self.taken).copied()
+    }
+
+    /// The next two, for exchanging them.
+    pub(crate) fn next_two(&mut self) -> Option<(&mut SimRecord, &mut SimRecord)> {
+        let (first, second) = self.records.make_contiguous()[self.taken..].split_at_mut_checked(1)?;
+        Some((&mut first[0], second.first_mut()?))
+    }
+
+    pub(crate) fn take(&mut self, record: &SimRecord) {
+        self.consumed = record.end;
+        self.taken += 1;
+    }
+
+    pub(crate) fn publish(&mut self) {
+        self.published = self.consumed;
+        self.records.drain(..std::mem::take(&mut self.taken));
+    }
+
+    /// A new agent begins at what was published.
+    pub(crate) fn go_back(&mut self) {
+        self.consumed = self.published;
+        self.taken = 0;
     }
 
     /// `bpf_ringbuf_reserve`: where the record is, or nothing when it does not fit.

@@ -1,8 +1,11 @@
 //! One schedule: a machine, an agent with the real tracker, a replica that opens what the agent seals.
 
+use std::collections::VecDeque;
+
 use block::{
     ByteCount, Consistency, Epoch, GRANULE_BYTES, Generation, Granule, GroupId, UnixNanos, VolumeId,
 };
+use bytes::Bytes;
 use capture::{Progress, Source, Tap, Tracker, TrackerLimits, VolumeIndex};
 use changeset::{Fold, GroupKey, Level, Opener, Payload, SealOptions, Stamp, VolumeInfo, seal};
 
@@ -16,7 +19,7 @@ use crate::tap::{Shared, SimDisk, SimTap, sides};
 const GROUP: GroupId = GroupId([7; 16]);
 const KEY: [u8; 32] = [9; 32];
 /// The tracker's pause after a failed read is ten ticks.
-const NANOS_PER_TICK: u64 = 100_000_000;
+pub(crate) const NANOS_PER_TICK: u64 = 100_000_000;
 /// A sector that holds what no write put there.
 const GARBLED: Value = Value::MAX;
 /// When nothing is written any more, everything is drained, consumed and offered within so many turns.
@@ -30,6 +33,8 @@ fn pace(rng: &mut Rng) -> Pace {
         cuts_behind: *rng.pick(&[10, 30, 100, 100]),
         suspects: *rng.pick(&[0, 2, 10]),
         traps: *rng.pick(&[0, 0, 4, 15]),
+        crashes: *rng.pick(&[0, 0, 1, 4]),
+        deliveries: *rng.pick(&[100, 100, 30, 5]),
         quiet: rng.percent(80),
         pressure: *rng.pick(&[0, 0, 0, 10, 60]),
     }
@@ -112,15 +117,36 @@ struct Pace {
     traps: usize,
     /// Granules that the agent has reason to read again.
     suspects: usize,
+    /// Turns in which the agent is killed, in percent; at a random step of its.
+    crashes: usize,
+    /// Turns in which the process server takes an epoch, and the agent hears of it.
+    deliveries: usize,
     /// The initial copy comes before the first write.
     quiet: bool,
     /// How often the memory limit is next to nothing.
     pressure: usize,
 }
 
+/// An epoch on its way to the replica.
+struct Sent {
+    epoch: Epoch,
+    pieces: Vec<Bytes>,
+    consistency: Consistency,
+    time: UnixNanos,
+    /// When it was cut.
+    tick: u64,
+    in_flight: bool,
+}
+
 struct Model {
     shared: Shared,
     tracker: Tracker<SimTap, SimDisk>,
+    infos: Vec<VolumeInfo>,
+    limits: TrackerLimits,
+    outbox: VecDeque<Sent>,
+    /// The last epoch that the replica has, and the last that the agent knows of.
+    held: Epoch,
+    told: Epoch,
     mutation: Option<Mutation>,
     limit: ByteCount,
     read: ByteCount,
@@ -150,6 +176,9 @@ impl Model {
         let (now, full) = (self.now(), self.tracker.open_bytes() >= limit);
         self.shared.lock().handed = (0, 0);
         let progress = self.tracker.advance(now, limit).map_err(|error| error.to_string())?;
+        if self.start_again_if_dead() {
+            return Ok(Progress::Busy);
+        }
         let (data, zeroes) = self.shared.lock().handed;
         // A zero range may make room; data never does.
         if full && data > 1 && zeroes == 0 {
@@ -163,51 +192,103 @@ impl Model {
         Ok(progress)
     }
 
-    /// Cuts, sends the epoch to the replica, and asks the oracle when the epoch is offered. Whether it was.
+    /// R8: an agent that was killed is followed by another. Epochs on their way are gone.
+    fn start_again_if_dead(&mut self) -> bool {
+        if !self.shared.lock().dead {
+            return false;
+        }
+        self.shared.lock().agent_gone();
+        self.met.epochs_dropped += self.outbox.len() as u64;
+        self.outbox.clear();
+        (self.epoch, self.told) = (self.held, self.held);
+        let (tap, disk) = sides(&self.shared);
+        let now = self.now();
+        self.tracker = Tracker::new(tap, disk, self.infos.clone(), self.limits, now);
+        if self.mutation == Some(Mutation::RoundsOverlap) {
+            self.tracker.let_rounds_overlap();
+        }
+        self.tracker.acknowledged(self.held);
+        true
+    }
+
+    /// Cuts, and sends the epoch on its way. Whether it is to be offered.
     fn cut(&mut self) -> Result<bool, String> {
         let reuse = self.spare.take().unwrap_or_default();
-        let mut cut = self.tracker.cut(reuse);
+        let epoch = self.epoch.next();
+        let mut cut = self.tracker.cut(reuse, epoch);
         if self.mutation == Some(Mutation::OfferedWhileDraining) {
             let offered = self.tracker.tap().dirty_at_most() == 0;
             cut.consistency = if offered { Consistency::Crash } else { Consistency::None };
         }
+        if self.shared.lock().dead {
+            cut.fold.clear();
+            self.spare = Some(cut.fold);
+            self.start_again_if_dead();
+            return Ok(false);
+        }
         self.met.cuts += 1;
-        self.epoch = self.epoch.next();
+        self.epoch = epoch;
+        let (tick, in_flight) = {
+            let world = self.shared.lock();
+            (world.now, !world.at_rest())
+        };
+        let (consistency, time) = (cut.consistency, cut.time);
+        let mut sent = Sent { epoch, pieces: Vec::new(), consistency, time, tick, in_flight };
         if !cut.fold.is_empty() {
-            self.apply(&cut.fold, cut.consistency, cut.time)?;
+            let key = GroupKey::from_bytes(KEY);
+            let (consistency, cut_time) = (cut.consistency, cut.time);
+            let stamp = Stamp { group: GROUP, generation: Generation(1), epoch, consistency, cut_time };
+            let options = SealOptions { level: Level::Store, threads: 1 };
+            let sealed = seal(&stamp, &self.tracker.volumes(), &cut.fold, &key, options);
+            sent.pieces = sealed.map_err(|error| error.to_string())?.pieces;
         }
         cut.fold.clear();
         self.spare = Some(cut.fold);
-        if !cut.consistency.is_point() {
-            return Ok(false);
+        self.outbox.push_back(sent);
+        Ok(cut.consistency.is_point())
+    }
+
+    /// The replica takes the next epoch, and the oracle is asked when it is offered.
+    fn deliver(&mut self) -> Result<(), String> {
+        let Some(sent) = self.outbox.pop_front() else { return Ok(()) };
+        self.held = sent.epoch;
+        if !sent.pieces.is_empty() {
+            self.apply(sent.pieces)?;
+        }
+        if !sent.consistency.is_point() {
+            return Ok(());
         }
         self.met.points += 1;
-        let world = self.shared.lock();
-        self.met.points_in_flight += u64::from(!world.at_rest());
+        self.met.points_in_flight += u64::from(sent.in_flight);
         if self.mutation == Some(Mutation::WritesRace) {
-            return Ok(true);
+            return Ok(());
         }
-        let what = |error: String| format!("epoch {} at tick {}: {error}", self.epoch, world.now);
-        let (first, last) = world.history.possible(&self.replica, self.instant, world.now).map_err(what)?;
+        let world = self.shared.lock();
+        let what = |error: String| format!("epoch {} of tick {}: {error}", sent.epoch, sent.tick);
+        let (first, last) = world.history.possible(&self.replica, self.instant, sent.tick).map_err(what)?;
         world.history.untorn(&self.replica).map_err(what)?;
-        if cut.time.0 / NANOS_PER_TICK > last {
+        if sent.time.0 / NANOS_PER_TICK > last {
             let error =
-                format!("dated {}, but its state is of {last} at the latest", cut.time.0 / NANOS_PER_TICK);
+                format!("dated {}, but its state is of {last} at the latest", sent.time.0 / NANOS_PER_TICK);
             return Err(what(error));
         }
         self.instant = first;
-        Ok(true)
+        Ok(())
+    }
+
+    /// The agent hears what is held.
+    fn tell(&mut self) {
+        if self.told < self.held {
+            self.told = self.held;
+            self.tracker.acknowledged(self.held);
+            self.start_again_if_dead();
+        }
     }
 
     /// What the target does: everything through the sealed format.
-    fn apply(&mut self, fold: &Fold, consistency: Consistency, time: UnixNanos) -> Result<(), String> {
-        let key = GroupKey::from_bytes(KEY);
-        let stamp =
-            Stamp { group: GROUP, generation: Generation(1), epoch: self.epoch, consistency, cut_time: time };
-        let options = SealOptions { level: Level::Store, threads: 1 };
-        let sealed = seal(&stamp, &self.tracker.volumes(), fold, &key, options).map_err(|e| e.to_string())?;
-        let mut opener = Opener::new(key, GROUP, 1);
-        for piece in sealed.pieces {
+    fn apply(&mut self, pieces: Vec<Bytes>) -> Result<(), String> {
+        let mut opener = Opener::new(GroupKey::from_bytes(KEY), GROUP, 1);
+        for piece in pieces {
             opener.push(piece).map_err(|error| error.to_string())?;
         }
         let changeset = opener.finish().map_err(|error| error.to_string())?;
@@ -228,10 +309,11 @@ impl Model {
 
     /// Nothing is written any more: everything must come to rest, and the replica be equal.
     fn settle(&mut self) -> Result<(), String> {
+        self.shared.lock().fuse = None;
+        self.start_again_if_dead();
         self.shared.lock().writing = false;
         for _ in 0..SETTLE_TURNS_MAX {
             self.steps(4);
-            self.shared.lock().reuse_stale_slots();
             if self.advance(self.limit)? == Progress::Full || self.shared.lock().rng.percent(10) {
                 self.cut()?;
             }
@@ -239,7 +321,12 @@ impl Model {
                 let world = self.shared.lock();
                 world.at_rest() && world.ring.consumed == world.ring.produced
             };
-            if rest && self.tracker.consistency().is_point() && self.cut()? {
+            let settled = rest && self.tracker.consistency().is_point() && self.cut()?;
+            while !self.outbox.is_empty() {
+                self.deliver()?;
+            }
+            self.tell();
+            if settled {
                 let world = self.shared.lock();
                 let source = world.volumes.iter().flat_map(|volume| &volume.platter);
                 let differs = source.zip(&self.replica).position(|(source, replica)| source != replica);
@@ -271,7 +358,12 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     let (config, pace) = (config(&mut rng), pace(&mut rng));
     let read = GRANULE_BYTES * rng.between(1, 2) as u64;
     let lanes = ByteCount(*rng.pick(&[1024, 4096, 1 << 20]));
-    let limits = TrackerLimits { read: ByteCount(read), reads: rng.between(1, 3), lanes };
+    let limits = TrackerLimits {
+        read: ByteCount(read),
+        reads: rng.between(1, 3),
+        lanes,
+        share: *rng.pick(&[100, 100, 30, 1]),
+    };
     let limit = ByteCount(*rng.pick(&[read * 4 / 3 + 4096, read * 2, 1 << 20, 1 << 20]));
 
     let world = World::new(config, mutation, Rng::new(rng.next()));
@@ -291,11 +383,17 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     let now = UnixNanos(world.now * NANOS_PER_TICK);
     let shared = Shared::new(world);
     let (tap, disk) = sides(&shared);
-    let mut tracker = Tracker::new(tap, disk, infos, limits, now);
-    tracker.cut(folds.pop().unwrap_or_default());
+    let mut tracker = Tracker::new(tap, disk, infos.clone(), limits, now);
+    // The fold that a tracker begins with is new; one that was used before takes its place.
+    tracker.cut(folds.pop().unwrap_or_default(), Epoch::NONE);
     let mut model = Model {
         shared,
         tracker,
+        infos,
+        limits,
+        outbox: VecDeque::new(),
+        held: Epoch::NONE,
+        told: Epoch::NONE,
         mutation,
         limit,
         read: limits.read,
@@ -313,11 +411,16 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     let told = format!("{:?}, limit {limit}, {limits:?}", model.shared.lock().config);
     result.map_err(|error| format!("{error}\n{told}"))?;
     folds.extend(model.spare.take());
-    folds.push(model.tracker.cut(Fold::new()).fold);
+    folds.push(model.tracker.cut(Fold::new(), model.epoch.next()).fold);
     folds.iter_mut().for_each(Fold::clear);
     let mut met = model.shared.lock().met;
-    (met.cuts, met.points, met.points_in_flight, met.full) =
-        (model.met.cuts, model.met.points, model.met.points_in_flight, model.met.full);
+    (met.cuts, met.points, met.points_in_flight, met.full, met.epochs_dropped) = (
+        model.met.cuts,
+        model.met.points,
+        model.met.points_in_flight,
+        model.met.full,
+        model.met.epochs_dropped,
+    );
     Ok(met)
 }
 
@@ -348,6 +451,18 @@ impl Model {
                 let volume = VolumeIndex(rng.below(self.bases.len()) as u16);
                 let granule = rng.below(self.tracker.tap().granules(volume) as usize) as u64;
                 self.tracker.tap().mark_dirty(volume, Granule(granule));
+            }
+            let lost = self.shared.lock().volumes.iter().any(|volume| volume.lost);
+            if pace.crashes > 0 && lost && rng.percent(30) {
+                self.shared.lock().fuse = Some(rng.between(1, 6) as u32); // while it acts on the loss
+            } else if rng.percent(pace.crashes) {
+                self.shared.lock().fuse = Some(rng.between(1, 60) as u32);
+            }
+            if rng.percent(pace.deliveries) {
+                self.deliver()?;
+            }
+            if rng.percent(pace.deliveries) {
+                self.tell();
             }
             // What waits to be sent leaves the open epoch little room.
             let limit = if rng.percent(pace.pressure) { ByteCount(8192) } else { self.limit };

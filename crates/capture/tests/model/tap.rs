@@ -4,15 +4,17 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use block::{Bitmap, ByteCount, ByteOffset, Extent, Granule};
+use block::{Bitmap, ByteCount, ByteOffset, Epoch, Extent, Granule};
 use capture::{
     Buffer, Disk, LossReason, Read, ReadDone, Record, RecordKind, RingPosition, Tap, TapCounters, VolumeIndex,
 };
 
-use crate::kernel::World;
+use crate::kernel::{GRANULE, World};
 use crate::mutation::Mutation;
 use crate::oracle::Value;
+use crate::programs::{Place, Slot};
 use crate::ring::{SimRecord, State};
+use crate::schedule::NANOS_PER_TICK;
 
 /// One thread drives everything; the lock only satisfies `Send`.
 #[derive(Clone)]
@@ -45,10 +47,14 @@ pub(crate) fn write_sector(bytes: &mut [u8], value: Value, sector: usize) {
 pub(crate) struct SimTap {
     shared: Shared,
     scratch: [u8; 4096],
-    /// Whether the phase was flipped since the bits were last noted.
-    flipped: bool,
+    /// What a grace period waits for.
+    waited_for: Vec<(Place, Slot)>,
+    /// `marked - marked_again` and this, wrapping, is at least the number of dirty granules.
+    counted: u64,
+    /// What was last read of skipped completions.
+    looked: Option<u64>,
     /// For [`Mutation::BitsBeforeRing`].
-    counted: Option<u64>,
+    counted_before: Option<u64>,
     /// For [`Mutation::RingPerDisk`].
     held: Vec<SimRecord>,
     /// For [`Mutation::PositionTooEarly`] and [`Mutation::FoldedAtOnce`]; shared with the disk.
@@ -93,6 +99,34 @@ impl SimTap {
     }
 }
 
+/// Adds to the young set.
+fn touch(world: &mut World, volume: u16, sector: u64, sectors: u64) {
+    if world.dead {
+        return;
+    }
+    let young = world.young;
+    let volume = world.volume_mut(VolumeIndex(volume));
+    let last = ((sector + sectors - 1) / GRANULE).min(volume.granules - 1);
+    for granule in sector / GRANULE..=last {
+        volume.touched[young] |= 1 << granule;
+    }
+}
+
+impl SimTap {
+    fn at_most(&self, world: &World) -> u64 {
+        world.marked.wrapping_sub(world.marked_again).wrapping_add(self.counted)
+    }
+
+    fn clear(&mut self, world: &mut World, volume: VolumeIndex, bit: u64) {
+        if world.dead {
+            return;
+        }
+        let dirty = &mut world.volume_mut(volume).dirty;
+        self.counted = self.counted.wrapping_sub(u64::from(*dirty & bit != 0));
+        *dirty &= !bit;
+    }
+}
+
 impl Tap for SimTap {
     fn granules(&self, volume: VolumeIndex) -> u64 {
         self.shared.lock().volume_mut(volume).granules
@@ -116,7 +150,7 @@ impl Tap for SimTap {
         let shared = self.shared.clone();
         let mut world = shared.enter();
         if world.is(Mutation::BitsBeforeRing) {
-            self.counted = Some(world.dirty_at_most());
+            self.counted_before = Some(self.at_most(&world));
         }
         let until = until.0.min(world.ring.produced);
         let apart = world.is(Mutation::RingPerDisk);
@@ -129,17 +163,22 @@ impl Tap for SimTap {
             }
         }
         let holds = if apart { world.rng.below(4) as u16 } else { u16::MAX };
-        while world.ring.consumed < until {
+        while world.ring.consumed < until && !world.dead {
             if world.is(Mutation::RecordsSwapped) && world.rng.percent(30) {
                 swap_neighbours(&mut world);
             }
-            let Some(record) = world.ring.records.front().copied() else { break };
+            let Some(record) = world.ring.next() else { break };
             if record.state == State::Busy {
                 break;
             }
-            world.ring.records.pop_front();
-            world.ring.consumed = record.end;
+            world.ring.take(&record);
+            let late = world.is(Mutation::TouchedTooLate);
+            if late && world.rng.percent(20) {
+                world.ring.publish();
+                world.preempt();
+            }
             if record.state == State::Submitted {
+                touch(&mut world, record.volume, record.sector, record.sectors);
                 if record.volume == holds || self.held.iter().any(|held| held.volume == record.volume) {
                     self.held.push(record);
                 } else if self.hand_out(&mut world, record, sink).is_break() {
@@ -147,8 +186,13 @@ impl Tap for SimTap {
                 }
             }
             world.preempt();
+            if world.rng.percent(10) && !world.dead {
+                world.ring.publish();
+            }
         }
-        world.ring.published = world.ring.consumed;
+        if !world.dead {
+            world.ring.publish();
+        }
     }
 
     fn ring_bytes(&self) -> ByteCount {
@@ -157,7 +201,17 @@ impl Tap for SimTap {
 
     fn dirty_at_most(&self) -> u64 {
         let world = self.shared.enter();
-        self.counted.unwrap_or_else(|| world.dirty_at_most())
+        self.counted_before.unwrap_or_else(|| self.at_most(&world))
+    }
+
+    fn count_again(&mut self) {
+        let mut world = self.shared.enter();
+        let marked = world.marked;
+        // Every program that runs now comes to its end.
+        world.end_programs();
+        let dirty: u32 = world.volumes.iter().map(|volume| volume.dirty.count_ones()).sum();
+        world.preempt();
+        self.counted = u64::from(dirty).wrapping_sub(marked.wrapping_sub(world.marked_again));
     }
 
     fn dirty(&self, volume: VolumeIndex) -> Bitmap {
@@ -165,84 +219,174 @@ impl Tap for SimTap {
         let late = world.is(Mutation::NotedTooLate);
         let volume = world.volume_mut(volume);
         let mut dirty = Bitmap::empty(volume.granules);
-        dirty.insert_word(0, if late { u64::MAX } else { volume.dirty });
+        dirty.insert_word(0, if late && volume.dirty != 0 { u64::MAX } else { volume.dirty });
         dirty
     }
 
     fn begin_drain(&mut self, volume: VolumeIndex, granule: Granule) {
-        let mut world = self.shared.enter();
-        self.flipped = false;
+        let shared = self.shared.clone();
+        let mut world = shared.enter();
         let bit = 1 << granule.0;
         let first = world.is(Mutation::ClearedFirst);
-        let mut before = 0;
-        let clear = |world: &mut World| {
-            let dirty = &mut world.volume_mut(volume).dirty;
-            let before = *dirty;
-            *dirty &= !bit;
-            before
-        };
         if first {
-            before = clear(&mut world);
+            self.clear(&mut world, volume, bit);
             world.preempt();
         }
-        world.volume_mut(volume).draining |= bit;
+        if !world.dead {
+            world.volume_mut(volume).draining |= bit;
+        }
         world.preempt();
         if !first && !world.is(Mutation::ClearedAfterRead) {
-            before = clear(&mut world);
+            self.clear(&mut world, volume, bit);
         }
-        world.cleared += u64::from(before & bit != 0);
     }
 
     fn end_drain(&mut self, volume: VolumeIndex, granule: Granule) {
-        let mut world = self.shared.enter();
+        let shared = self.shared.clone();
+        let mut world = shared.enter();
         let bit = 1 << granule.0;
         if world.is(Mutation::ClearedAfterRead) {
-            world.cleared += world.volume_mut(volume).dirty >> granule.0 & 1;
-            world.volume_mut(volume).dirty &= !bit;
+            self.clear(&mut world, volume, bit);
         }
-        world.volume_mut(volume).draining &= !bit;
+        if !world.is(Mutation::ReadsUntouched) {
+            touch(&mut world, volume.0, granule.0 * GRANULE, GRANULE);
+        }
+        world.preempt();
+        if !world.dead {
+            world.volume_mut(volume).draining &= !bit;
+        }
     }
 
     fn mark_dirty(&mut self, volume: VolumeIndex, granule: Granule) {
         let mut world = self.shared.enter();
-        if world.is(Mutation::AgentMarksIgnored) {
+        if world.is(Mutation::AgentMarksIgnored) || world.dead {
             return;
         }
         let bit = 1 << granule.0;
         let dirty = &mut world.volume_mut(volume).dirty;
         let newly = *dirty & bit == 0;
         *dirty |= bit;
-        world.marked_here += u64::from(newly);
+        self.counted = self.counted.wrapping_add(u64::from(newly));
     }
 
-    fn phase(&self) -> usize {
-        self.shared.enter().phase
-    }
-
-    fn flip_phase(&mut self) {
+    fn begin_grace(&mut self) {
         let mut world = self.shared.enter();
         world.phase = 1 - world.phase;
-        self.flipped = true;
+        self.waited_for = world.slots().filter(|(_, slot)| !slot.missed && !slot.left).collect();
+        if world.is(Mutation::InFlightIgnored) {
+            self.waited_for.clear();
+        }
     }
 
-    fn drained(&self, phase: usize) -> bool {
+    fn grace_over(&mut self) -> bool {
         let mut world = self.shared.enter();
-        let ignored = if self.flipped { Mutation::InFlightIgnored } else { Mutation::StragglersIgnored };
-        let ended = world.ended[phase];
-        world.preempt();
-        world.is(ignored) || ended == world.begun[phase]
+        self.waited_for.retain(|(place, was)| world.slot(*place).is_some_and(|slot| slot.looks_like(was)));
+        self.waited_for.is_empty()
     }
 
-    fn take_loss(&mut self, volume: VolumeIndex) -> Option<LossReason> {
+    fn miss_waited(&mut self) {
+        for (place, was) in std::mem::take(&mut self.waited_for) {
+            let mut world = self.shared.enter();
+            let same = world.slot(place).is_some_and(|slot| slot.looks_like(&was));
+            if same && !world.dead {
+                world.miss_slot(was.tag);
+                world.met.waited_too_long += 1;
+            }
+        }
+    }
+
+    fn miss_in_flight(&mut self) {
         let mut world = self.shared.enter();
+        let tags: Vec<usize> = world.slots().map(|(_, slot)| slot.tag).collect();
+        for tag in tags {
+            if !world.dead {
+                world.miss_slot(tag);
+            }
+            world.preempt();
+        }
+    }
+
+    fn touch(&mut self, volume: VolumeIndex, extent: Extent) {
+        let mut world = self.shared.enter();
+        if !world.is(Mutation::PartsForgotten) {
+            touch(&mut world, volume.0, extent.offset().0 / 512, extent.length().0 / 512);
+        }
+    }
+
+    fn age_touched(&mut self) {
+        let mut world = self.shared.enter();
+        if world.dead {
+            return;
+        }
+        world.young = 1 - world.young;
+        let (young, all) = (world.young, world.is(Mutation::ForgottenTooEarly));
+        for volume in &mut world.volumes {
+            volume.touched[young] = 0;
+            if all {
+                volume.touched = [0; 2];
+            }
+        }
+    }
+
+    fn unfinished(&self, volume: VolumeIndex) -> Bitmap {
+        let mut world = self.shared.enter();
+        let touched = if world.is(Mutation::TouchedIgnored) { 0 } else { u64::MAX };
+        let draining = if world.is(Mutation::DrainingIgnored) { 0 } else { u64::MAX };
+        let volume = world.volume_mut(volume);
+        let mut unfinished = Bitmap::empty(volume.granules);
+        let bits = (volume.touched[0] | volume.touched[1]) & touched | volume.draining & draining;
+        unfinished.insert_word(0, bits);
+        unfinished
+    }
+
+    fn forget_unfinished(&mut self) {
+        let mut world = self.shared.enter();
+        if world.dead {
+            return;
+        }
+        for volume in &mut world.volumes {
+            (volume.draining, volume.touched) = (0, [0; 2]);
+        }
+    }
+
+    fn keep_numbered(&mut self, _epoch: Epoch) {}
+
+    fn keep_acknowledged(&mut self, _epoch: Epoch) {}
+
+    fn loss(&self, volume: VolumeIndex) -> Option<LossReason> {
+        let mut world = self.shared.enter();
+        let first = world.is(Mutation::LossForgottenFirst) && !world.dead;
         let lost = &mut world.volume_mut(volume).lost;
-        std::mem::take(lost).then_some(LossReason::Passthrough)
+        let was = *lost;
+        *lost &= !first;
+        was.then_some(LossReason::Passthrough)
     }
 
-    fn skipped_by_all(&self) -> Option<u64> {
+    fn forget_loss(&mut self, volume: VolumeIndex) {
+        let mut world = self.shared.enter();
+        if !world.dead {
+            world.volume_mut(volume).lost = false;
+        }
+    }
+
+    fn skipped(&mut self) -> bool {
         let mut world = self.shared.enter();
         let known = !world.writing || world.config.skipped_completions == 0 || world.rng.percent(90);
-        known.then_some(world.skipped)
+        self.looked = known.then_some(world.skipped);
+        self.looked.is_none_or(|now| now > world.skipped_seen)
+    }
+
+    fn forget_skipped(&mut self) {
+        let mut world = self.shared.enter();
+        if let Some(looked) = self.looked
+            && !world.dead
+        {
+            world.skipped_seen = looked;
+        }
+    }
+
+    fn writes(&self) -> u64 {
+        self.shared.lock().met.writes
     }
 
     fn counters(&self) -> TapCounters {
@@ -255,14 +399,14 @@ impl Tap for SimTap {
 }
 
 fn swap_neighbours(world: &mut World) {
-    let records = &mut world.ring.records;
-    if let (Some(first), Some(second)) = (records.front().copied(), records.get(1).copied())
+    if let Some((first, second)) = world.ring.next_two()
         && first.state == State::Submitted
         && second.state == State::Submitted
         && (first.lane != second.lane || first.first && first.last && second.first && second.last)
     {
-        records[0] = SimRecord { start: first.start, end: first.end, ..second };
-        records[1] = SimRecord { start: second.start, end: second.end, ..first };
+        let (a, b) = (*first, *second);
+        *first = SimRecord { start: a.start, end: a.end, ..b };
+        *second = SimRecord { start: b.start, end: b.end, ..a };
     }
 }
 
@@ -274,13 +418,15 @@ pub(crate) struct SimDisk {
 impl Disk for SimDisk {
     fn submit(&mut self, read: Read) {
         let mut world = self.shared.enter();
-        world.begin_read(read);
+        if !world.dead {
+            world.begin_read(read);
+        }
         world.preempt();
     }
 
     fn finished(&mut self) -> Option<ReadDone> {
         let mut world = self.shared.enter();
-        if world.finished.is_empty() {
+        if world.finished.is_empty() || world.dead {
             return None;
         }
         let count = world.finished.len();
@@ -293,34 +439,38 @@ impl Disk for SimDisk {
             *self.landing.lock().expect("one thread") = Some(0);
         }
         let Read { volume, extent } = done.read;
-        if world.is(Mutation::EndedBeforeFold) {
+        let took_ns = world.rng.below(3) as u64 * NANOS_PER_TICK;
+        if world.is(Mutation::EndedBeforeFold) && !world.dead {
             let (first, last) = (extent.offset().granule().0, (extent.end().0 - 1) / block::GRANULE_BYTES);
             for granule in first..=last {
                 world.volume_mut(volume).draining &= !(1 << granule);
             }
         }
         if done.failed {
-            return Some(ReadDone { read: done.read, data: Err(io::ErrorKind::Other.into()) });
+            return Some(ReadDone { read: done.read, data: Err(io::ErrorKind::Other.into()), took_ns });
         }
         let base = world.volume_mut(volume).base + (extent.offset().0 / 512) as usize;
         let mut buffer = Buffer::zeroed(extent.length().0 as usize);
         for (index, value) in done.values.iter().enumerate().filter(|(_, value)| **value != 0) {
             write_sector(&mut buffer[index * 512..], *value, base + index);
         }
-        Some(ReadDone { read: done.read, data: Ok(buffer) })
+        Some(ReadDone { read: done.read, data: Ok(buffer), took_ns })
     }
 }
 
 /// The two sides that a tracker wants.
 pub(crate) fn sides(shared: &Shared) -> (SimTap, SimDisk) {
     let landing = Arc::new(Mutex::new(None));
-    let tap = SimTap {
+    let mut tap = SimTap {
         shared: shared.clone(),
         scratch: [0; 4096],
-        flipped: false,
-        counted: None,
+        waited_for: Vec::new(),
+        counted: 0,
+        looked: None,
+        counted_before: None,
         held: Vec::new(),
         landing: landing.clone(),
     };
+    tap.count_again();
     (tap, SimDisk { shared: shared.clone(), landing })
 }
