@@ -10,6 +10,9 @@ pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
 /// The least epoch memory: below it a drain could not go on beside the records.
 pub const EPOCH_MEMORY_MIN: ByteCount = ByteCount::mib(24);
 
+/// The largest ring that the kernel makes.
+pub const RING_BYTES_MAX: ByteCount = ByteCount::gib(1);
+
 /// The agent's configuration file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,7 +106,7 @@ fn default_interval() -> u64 {
     1000
 }
 
-fn default_ring() -> ByteCount {
+pub(crate) fn default_ring() -> ByteCount {
     ByteCount::mib(128)
 }
 
@@ -142,6 +145,9 @@ impl AgentConfig {
                 "epoch_memory_bytes = {}: at least {EPOCH_MEMORY_MIN}",
                 agent.epoch_memory_bytes
             ));
+        }
+        if agent.ring_bytes > RING_BYTES_MAX {
+            return Err(format!("ring_bytes = {}: at most {RING_BYTES_MAX}", agent.ring_bytes));
         }
         if agent.generation.0 == 0 {
             return Err("generation = 0: generations are numbered from 1".into());
@@ -199,6 +205,7 @@ mod tests {
             ("epoch_interval_ms", "epoch_interval", "epoch_interval"),
             ("epoch_interval_ms = 1000", "epoch_interval_ms = 1", "epoch_interval_ms = 1"),
             ("ring_bytes = \"128MiB\"", "ring_bytes = \"128MB\"", "128MB"),
+            ("ring_bytes = \"128MiB\"", "ring_bytes = \"2GiB\"", "at most 1.0 GiB"),
             ("name = \"log\"", "name = \"data\"", "used twice"),
             ("group = \"", "group = \"x", "32 hexadecimal digits"),
             ("source = \"auto\"", "source = \"magic\"", "magic"),

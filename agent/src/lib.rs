@@ -9,6 +9,7 @@
 //! Crash: nothing is persistent here. An agent that starts again asks the process server for the last epoch it holds and
 //! reads its disks again.
 
+mod check;
 mod config;
 mod deliver;
 mod engine;
@@ -17,8 +18,10 @@ mod report;
 mod seal;
 mod source;
 
+pub use check::{CheckReport, check};
 pub use config::{
-    AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, SourceChoice, VolumeConfig,
+    AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, RING_BYTES_MAX,
+    SourceChoice, VolumeConfig,
 };
 pub use source::probe;
 

@@ -44,6 +44,7 @@ impl Reports {
             report: AgentReport {
                 state: StateCode::Starting,
                 version: env!("CARGO_PKG_VERSION").into(),
+                capture_notes: notes.clone(),
                 ..AgentReport::default()
             },
             churn: Meter::new(),
@@ -156,6 +157,7 @@ impl Reports {
             epoch_memory_used: memory_used,
             epoch_memory_limit: self.memory,
             unsent_bytes: progress.bytes,
+            capture_notes: self.notes.clone(),
             state: code,
             last_error,
         };

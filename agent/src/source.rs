@@ -3,12 +3,13 @@ use block::{ByteCount, UnixNanos};
 use capture::{Device, DirectDisks, KernelTap, KernelTapOptions, ScanSource, Source, Tracker, TrackerLimits};
 use changeset::VolumeInfo;
 
+use crate::check::obstacles;
 use crate::config::{AgentConfig, SourceChoice};
 
 /// Threads that read dirty granules.
 const DRAIN_THREADS: usize = 2;
 /// A probe needs a ring, however small.
-const PROBE_RING: ByteCount = ByteCount::kib(64);
+pub(crate) const PROBE_RING: ByteCount = ByteCount::kib(64);
 
 /// Opens what the configuration asks for; with it, in words, what was chosen and why.
 pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<(Box<dyn Source>, Vec<String>)> {
@@ -36,15 +37,24 @@ pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<(Box<dyn Source>, Vec
         }
         SourceChoice::Auto => match ebpf(config, true) {
             Ok((source, None)) => Ok((source, vec!["eBPF with write data".into()])),
-            Ok((source, Some(why))) => Ok((source, vec![format!("eBPF without write data: {why}")])),
+            Ok((source, Some(why))) => {
+                Ok((source, with_obstacles(config, format!("eBPF without write data: {why}"))))
+            }
             Err(error) => {
                 let why = format!("{error:#}");
                 let scan =
                     scan().with_context(|| format!("eBPF capture is not possible ({why}); scan instead"))?;
-                Ok((scan, vec![format!("scan, because eBPF capture is not possible: {why}")]))
+                let note = format!("scan, because eBPF capture is not possible: {why}");
+                Ok((scan, with_obstacles(config, note)))
             }
         },
     }
+}
+
+/// A lower mode than wished for, with what `check` finds in the way of a better one.
+fn with_obstacles(config: &AgentConfig, note: String) -> Vec<String> {
+    let facts = capture::check::machine(&capture::check::Places::default(), config.agent.ring_bytes);
+    std::iter::once(note).chain(obstacles(&facts)).collect()
 }
 
 fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Box<dyn Source>, Option<String>)> {

@@ -30,6 +30,8 @@ const ROOT_LANES: &str = "/var/lanes";
 pub enum Order {
     /// Release of the kernel that runs, and how wide its page tables are.
     Kernel,
+    /// What `seawall-agent check` says of the agent's disks; an error when it ends with another status than 0.
+    Check,
     /// Start the agent.
     StartAgent,
     /// Start the writers of all lanes, and programs that make and remove files.

@@ -5,6 +5,7 @@
 //! and any [`Disk`] into epochs, the same in the agent and in the model tests; [`ScanSource`] needs neither. Both are a
 //! [`Source`] to the agent.
 
+pub mod check;
 mod device;
 mod disk;
 mod error;

@@ -117,6 +117,9 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
         kernel["release"], kernel["page_table_levels"]
     ));
 
+    for device in guest.ask(&Order::Check)?["devices"].as_array().context("the disks")? {
+        progress.say(&format!("check: {} in mode {}: {}", device["device"], device["mode"], device["why"]));
+    }
     guest.ask(&Order::StartAgent)?;
     guest.ask(&Order::StartWriters)?;
     progress.say("the agent and the writers run");

@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 
 /// Where the agent's directory is copied to: the disk it comes on is read-only.
 const AGENT_DIR: &str = "/run/seawall-test/agent";
+const AGENT_CONFIG: &str = "/run/seawall-test/agent/agent.toml";
+const AGENT: &str = "/tools/seawall-agent";
 /// What is copied and removed again and again.
 const CHURN_FROM: &str = "/usr/share/zoneinfo";
 /// Between two records of a lane, and between two copies: under emulation the agent takes about 10 MB/s with ease.
@@ -129,13 +131,12 @@ impl Guest {
                 let wide = processor.split_whitespace().any(|flag| flag == "la57");
                 Ok(json!({ "release": release, "page_table_levels": if wide { 5 } else { 4 } }))
             }
+            Order::Check => {
+                Ok(serde_json::from_str(&run(AGENT, &["check", "--json", "--config", AGENT_CONFIG])?)?)
+            }
             Order::StartAgent => {
-                let agent = Command::new(Path::new(TOOLS_MOUNT).join("seawall-agent"))
-                    .args(["run", "--config"])
-                    .arg(Path::new(AGENT_DIR).join("agent.toml"))
-                    .spawn()
-                    .context("start the agent")?;
-                self.agent = Some(agent);
+                let agent = Command::new(AGENT).args(["run", "--config", AGENT_CONFIG]).spawn();
+                self.agent = Some(agent.context("start the agent")?);
                 Ok(Value::Null)
             }
             Order::StartWriters => self.start_writers(),

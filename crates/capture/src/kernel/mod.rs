@@ -41,7 +41,7 @@ pub struct KernelTapOptions {
 const COMPLETION_PROGRAMS: [&str; 3] = ["on_complete_0", "on_complete_1", "on_complete_2"];
 const ISSUE_PROGRAMS: [&str; 2] = ["on_issue_0", "on_issue_1"];
 /// Ring sizes the kernel accepts end here; larger wishes are cut to it.
-const RING_BYTES_MAX: u64 = 1 << 30;
+pub(crate) const RING_BYTES_MAX: u64 = 1 << 30;
 
 /// Write capture by eBPF. Dropping it detaches the programs and frees the ring.
 pub struct KernelTap {
