@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use block::{ByteCount, VolumeId};
 use capture::check::{Fact, Finding, Places, machine};
-use capture::{Device, KernelTap, KernelTapOptions, ScanSource};
+use capture::{Device, DeviceName, Disks, FoundDisk, KernelTap, KernelTapOptions, ScanSource};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use control::CaptureMode;
@@ -38,9 +38,15 @@ struct FactReport {
     advice: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct DeviceReport {
     device: PathBuf,
+    /// Its marks, by which it is found again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known_by: Option<String>,
+    /// How the name became this disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<ByteCount>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,17 +60,19 @@ struct DeviceReport {
 
 /// Looks at the machine and tries each disk: with a configuration, its disks as it says; beside them, those that are named;
 /// if there are none, all disks of the machine.
-pub fn check(places: &Places, config: Option<&AgentConfig>, named: &[PathBuf]) -> CheckReport {
+pub fn check(places: &Places, config: Option<&AgentConfig>, named: &[DeviceName]) -> CheckReport {
     let ring = config.map_or_else(default_ring, |config| config.agent.ring_bytes);
     let facts = machine(places, ring);
     let choice = config.map_or(SourceChoice::Auto, |config| config.agent.source);
-    let mut wanted: Vec<PathBuf> =
+    let mut wanted: Vec<DeviceName> =
         config.iter().flat_map(|config| &config.volume).map(|volume| volume.device.clone()).collect();
     wanted.extend(named.iter().cloned());
     if wanted.is_empty() {
         wanted = all_disks();
     }
-    let devices: Vec<DeviceReport> = wanted.iter().map(|device| look(device, choice, &facts)).collect();
+    let disks = Disks::default();
+    let devices: Vec<DeviceReport> =
+        wanted.iter().flat_map(|name| look_below(&disks, name, choice, &facts)).collect();
     let exit_status = if devices.iter().any(|device| device.mode.is_none()) {
         2
     } else {
@@ -125,6 +133,16 @@ impl CheckReport {
             ]);
         }
         let _ = writeln!(out, "\n{disks}");
+        for device in &self.devices {
+            if let Some(known_by) = &device.known_by {
+                let _ = writeln!(out, "{}: known by {known_by}", device.device.display());
+            }
+        }
+        let mut notes: Vec<&String> = self.devices.iter().filter_map(|device| device.note.as_ref()).collect();
+        notes.dedup();
+        for note in notes {
+            let _ = writeln!(out, "{note}");
+        }
         for device in self.devices.iter().filter(|device| !device.advice.is_empty()) {
             let _ = writeln!(out, "{}: {}", device.device.display(), device.advice);
         }
@@ -144,7 +162,7 @@ fn table_of_disks() -> Table {
 }
 
 /// Every disk with a size whose driver uses requests.
-fn all_disks() -> Vec<PathBuf> {
+fn all_disks() -> Vec<DeviceName> {
     let names = fs::read_dir("/sys/block").into_iter().flatten().flatten().map(|entry| entry.file_name());
     let mut disks: Vec<PathBuf> = names
         .filter(|name| {
@@ -155,7 +173,28 @@ fn all_disks() -> Vec<PathBuf> {
         .map(|name| Path::new("/dev").join(name))
         .collect();
     disks.sort();
-    disks
+    disks.into_iter().map(DeviceName::Path).collect()
+}
+
+/// The disks that a name means, as the agent would take them.
+fn look_below(disks: &Disks, name: &DeviceName, choice: SourceChoice, facts: &[Fact]) -> Vec<DeviceReport> {
+    match (name, disks.resolve(name)) {
+        (DeviceName::Path(path), resolved) if choice == SourceChoice::Scan || resolved.is_err() => {
+            vec![look(path, choice, facts)]
+        }
+        (_, Ok(resolved)) => {
+            let with_note = |disk: &FoundDisk| DeviceReport {
+                known_by: Some(disk.identity.to_string()),
+                note: resolved.note.clone(),
+                ..look(&disk.path, choice, facts)
+            };
+            resolved.disks.iter().map(with_note).collect()
+        }
+        (_, Err(error)) => {
+            let device = PathBuf::from(name.to_string());
+            vec![DeviceReport { device, why: error.to_string(), ..DeviceReport::default() }]
+        }
+    }
 }
 
 fn look(path: &Path, choice: SourceChoice, facts: &[Fact]) -> DeviceReport {
@@ -164,9 +203,7 @@ fn look(path: &Path, choice: SourceChoice, facts: &[Fact]) -> DeviceReport {
         device: path.to_owned(),
         size: opened.as_ref().ok().map(Device::size),
         logical_block: opened.as_ref().ok().map(Device::logical_block),
-        mode: None,
-        why: String::new(),
-        advice: String::new(),
+        ..DeviceReport::default()
     };
     let (why_not_ebpf, advice) = match (choice, try_ebpf(opened, choice != SourceChoice::EbpfBitmap, facts)) {
         (SourceChoice::Scan, _) => ("scan, as configured".to_owned(), String::new()),
@@ -241,7 +278,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("disk.img");
         fs::write(&file, [0; 4096]).unwrap();
-        let report = check(&Places::below(dir.path()), None, &[file, dir.path().join("absent")]);
+        let report =
+            check(&Places::below(dir.path()), None, &[file, dir.path().join("absent")].map(DeviceName::Path));
         assert_eq!(report.devices[0].mode, Some(CaptureMode::Scan));
         assert_eq!(report.devices[1].mode, None);
         assert_eq!(report.exit_status(), 2);

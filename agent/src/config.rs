@@ -3,7 +3,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::{ByteCount, Generation, GroupId, VolumeId, size_from_text};
-use serde::Deserialize;
+use capture::DeviceName;
+use serde::{Deserialize, Deserializer};
 
 /// The shortest and the longest epoch interval, in milliseconds.
 pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
@@ -50,6 +51,9 @@ pub struct AgentSection {
     /// How changes are found.
     #[serde(default)]
     pub source: SourceChoice,
+    /// File in which the agent remembers which disks it protects. Relative to the configuration file.
+    #[serde(default = "default_disks_file")]
+    pub disks_file: PathBuf,
 }
 
 /// How changes are found.
@@ -74,7 +78,8 @@ pub struct VolumeConfig {
     /// What people call it; its identity in the group.
     pub name: String,
     /// The disk, or a file for `scan`.
-    pub device: PathBuf,
+    #[serde(deserialize_with = "device_from_text")]
+    pub device: DeviceName,
 }
 
 /// Why a configuration cannot be used.
@@ -114,6 +119,14 @@ fn default_memory() -> ByteCount {
     ByteCount::mib(256)
 }
 
+fn default_disks_file() -> PathBuf {
+    "protected-disks".into()
+}
+
+fn device_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeviceName, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
 impl AgentConfig {
     /// Reads and checks a file. Paths in it are relative to its directory.
     ///
@@ -127,6 +140,7 @@ impl AgentConfig {
         let base = path.parent().unwrap_or(Path::new("."));
         config.agent.group_key = base.join(&config.agent.group_key);
         config.agent.credentials = base.join(&config.agent.credentials);
+        config.agent.disks_file = base.join(&config.agent.disks_file);
         config.check().map_err(invalid)?;
         Ok(config)
     }
@@ -172,9 +186,9 @@ impl AgentConfig {
     }
 
     /// A volume's identity: of its group and name, so that it stays when the device is renamed.
-    pub fn volume_id(&self, volume: &VolumeConfig) -> VolumeId {
+    pub fn volume_id(&self, name: &str) -> VolumeId {
         let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 volume id");
-        hasher.update(&self.agent.group.0).update(volume.name.as_bytes());
+        hasher.update(&self.agent.group.0).update(name.as_bytes());
         VolumeId(hasher.finalize().as_bytes()[..16].try_into().expect("16 of 32 bytes"))
     }
 }
@@ -195,7 +209,7 @@ mod tests {
         let config = load(include_str!("../sample.toml")).unwrap();
         assert_eq!(config.agent.ring_bytes, ByteCount::mib(128));
         assert_eq!(config.volume.len(), 2);
-        assert_ne!(config.volume_id(&config.volume[0]), config.volume_id(&config.volume[1]));
+        assert_ne!(config.volume_id(&config.volume[0].name), config.volume_id(&config.volume[1].name));
     }
 
     #[test]
@@ -208,6 +222,7 @@ mod tests {
             ("ring_bytes = \"128MiB\"", "ring_bytes = \"2GiB\"", "at most 1.0 GiB"),
             ("name = \"log\"", "name = \"data\"", "used twice"),
             ("group = \"", "group = \"x", "32 hexadecimal digits"),
+            ("device = \"/dev/vdb\"", "device = \"uuid:1\"", "fsuuid"),
             ("source = \"auto\"", "source = \"magic\"", "magic"),
         ] {
             let text = sample.replacen(from, to, 1);

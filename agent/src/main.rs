@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use capture::DeviceName;
 use capture::check::Places;
 use clap::{Parser, Subcommand};
 use seawall_agent::{Agent, AgentConfig, check};
@@ -56,8 +57,8 @@ configuration cannot be read.")]
         /// One JSON object instead of tables.
         #[arg(long)]
         json: bool,
-        /// Disks to look at.
-        devices: Vec<PathBuf>,
+        /// Disks to look at: paths, or as in the configuration, such as serial:...
+        devices: Vec<DeviceName>,
     },
     /// Read the configuration and say what is wrong with it, or nothing.
     #[command(after_help = "Example:\n  seawall-agent check-config --config /etc/seawall/agent.toml")]

@@ -9,6 +9,7 @@ use wire::{RefusalCode, WireError};
 
 use crate::config::AgentConfig;
 use crate::outbox::{Mismatch, Outbox};
+use crate::volumes::Volume;
 
 struct State {
     report: AgentReport,
@@ -29,16 +30,13 @@ pub(crate) struct Reports {
 }
 
 impl Reports {
-    pub(crate) fn new(config: &AgentConfig, notes: Vec<String>) -> Reports {
+    pub(crate) fn new(config: &AgentConfig, volumes: &[Volume], notes: Vec<String>) -> Reports {
         for note in &notes {
             tracing::info!(capture = note, "capture chosen");
         }
-        let devices = config
-            .volume
+        let devices = volumes
             .iter()
-            .map(|volume| {
-                (config.volume_id(volume), volume.name.clone(), volume.device.display().to_string())
-            })
+            .map(|volume| (volume.id, volume.name.clone(), volume.path.display().to_string()))
             .collect();
         let state = State {
             report: AgentReport {

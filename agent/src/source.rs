@@ -5,27 +5,28 @@ use changeset::VolumeInfo;
 
 use crate::check::obstacles;
 use crate::config::{AgentConfig, SourceChoice};
+use crate::volumes::Volume;
 
 /// Threads that read dirty granules.
 const DRAIN_THREADS: usize = 2;
 /// A probe needs a ring, however small.
 pub(crate) const PROBE_RING: ByteCount = ByteCount::kib(64);
 
-/// Opens what the configuration asks for; with it, in words, what was chosen and why.
-pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<(Box<dyn Source>, Vec<String>)> {
+/// Opens the volumes as the configuration asks for; with it, in words, what was chosen and why.
+pub(crate) fn open(
+    config: &AgentConfig,
+    volumes: &[Volume],
+) -> anyhow::Result<(Box<dyn Source>, Vec<String>)> {
     let choice = config.agent.source;
     let scan = || -> anyhow::Result<Box<dyn Source>> {
-        let volumes: Vec<_> = config
-            .volume
-            .iter()
-            .map(|volume| (config.volume_id(volume), volume.name.clone(), volume.device.clone()))
-            .collect();
+        let volumes: Vec<_> =
+            volumes.iter().map(|volume| (volume.id, volume.name.clone(), volume.path.clone())).collect();
         Ok(Box::new(ScanSource::open(&volumes, config.agent.epoch_interval_ms)?))
     };
     match choice {
         SourceChoice::Scan => Ok((scan()?, vec!["scan, as configured".into()])),
         SourceChoice::Ebpf | SourceChoice::EbpfBitmap => {
-            let (source, why_not_data) = ebpf(config, choice == SourceChoice::Ebpf)?;
+            let (source, why_not_data) = ebpf(config, volumes, choice == SourceChoice::Ebpf)?;
             if choice == SourceChoice::Ebpf
                 && let Some(why) = why_not_data
             {
@@ -35,7 +36,7 @@ pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<(Box<dyn Source>, Vec
             }
             Ok((source, vec!["eBPF, as configured".into()]))
         }
-        SourceChoice::Auto => match ebpf(config, true) {
+        SourceChoice::Auto => match ebpf(config, volumes, true) {
             Ok((source, None)) => Ok((source, vec!["eBPF with write data".into()])),
             Ok((source, Some(why))) => {
                 Ok((source, with_obstacles(config, format!("eBPF without write data: {why}"))))
@@ -57,14 +58,18 @@ fn with_obstacles(config: &AgentConfig, note: String) -> Vec<String> {
     std::iter::once(note).chain(obstacles(&facts)).collect()
 }
 
-fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Box<dyn Source>, Option<String>)> {
+fn ebpf(
+    config: &AgentConfig,
+    list: &[Volume],
+    data: bool,
+) -> anyhow::Result<(Box<dyn Source>, Option<String>)> {
     let mut devices = Vec::new();
     let mut volumes = Vec::new();
     let mut disks = Vec::new();
-    for volume in &config.volume {
-        let device = Device::open(&volume.device)?;
+    for volume in list {
+        let device = Device::open(&volume.path)?;
         volumes.push(VolumeInfo {
-            id: config.volume_id(volume),
+            id: volume.id,
             name: volume.name.clone(),
             size: device.size(),
             logical_block: device.logical_block(),

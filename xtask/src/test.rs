@@ -6,13 +6,14 @@ use clap::Args;
 use crate::{cargo, find, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("losetup", "mount"),
+    ("sfdisk", "fdisk"),
     ("fio", "fio"),
     ("gcc", "build-essential"),
 ];

@@ -8,6 +8,7 @@
 pub mod check;
 mod device;
 mod disk;
+mod disks;
 mod error;
 mod kernel;
 mod lanes;
@@ -18,6 +19,7 @@ mod tracker;
 
 pub use device::Device;
 pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
+pub use disks::{DeviceName, DeviceNameError, Disks, FoundDisk, Identity, Resolved, Sameness};
 pub use error::CaptureError;
 pub use kernel::{KernelTap, KernelTapOptions, OBJECT};
 pub use scan::{SCAN_BYTES_PER_STEP, ScanSource};
