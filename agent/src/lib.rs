@@ -65,9 +65,17 @@ impl Agent {
         notes.append(&mut volumes.notes);
         let stop = Arc::new(AtomicBool::new(false));
         let outbox = Arc::new(Outbox::new());
-        let reports = Arc::new(Reports::new(&config, &volumes.list, notes));
+        let reports = Arc::new(Reports::new(&config, &volumes, notes));
         let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
-        let engine = Engine::new(&config, source, sealer, outbox.clone(), reports.clone(), stop.clone());
+        let engine = Engine::new(
+            &config,
+            source,
+            volumes.presence.clone(),
+            sealer,
+            outbox.clone(),
+            reports.clone(),
+            stop.clone(),
+        );
         let engine = std::thread::Builder::new()
             .name("capture".into())
             .spawn(move || engine.run())

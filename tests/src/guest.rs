@@ -11,6 +11,8 @@ pub const ROOT_DISK: &str = "/dev/vda";
 pub const DATA_DISK: &str = "/dev/sda";
 /// A disk in memory whose requests end in a timer's interrupt; written directly.
 pub const NULL_DISK: &str = "/dev/nullb0";
+/// Disks that nothing protects, to make an array of.
+pub const SPARE_DISKS: [&str; 2] = ["/dev/vdc", "/dev/vdd"];
 /// Size of [`NULL_DISK`].
 pub const NULL_DISK_MIB: u64 = 64;
 /// Where the data disk is mounted.
@@ -32,6 +34,8 @@ pub enum Order {
     Kernel,
     /// What `seawall-agent check` says of the agent's disks; an error when it ends with another status than 0.
     Check,
+    /// Make an array of the spare disks and a logical volume on it. Answers with what the check says of both.
+    Stack,
     /// Start the agent.
     StartAgent,
     /// Start the writers of all lanes, and programs that make and remove files.
@@ -52,6 +56,10 @@ pub enum Order {
         /// Which.
         device: PathBuf,
     },
+    /// Take the data disk away, as a hot unplug does.
+    RemoveDataDisk,
+    /// Let the kernel find it again. Answers with its name now, which is another one, and the time.
+    ReturnDataDisk,
     /// SIGTERM to the agent; answers when it has ended.
     StopAgent,
 }

@@ -251,3 +251,38 @@ fn kernel_unfit_disks_are_refused() -> anyhow::Result<()> {
     ensure!(empty.contains("no size"), "{empty}");
     Ok(())
 }
+
+/// A volume that is larger from one epoch to the next, through the whole way: a point keeps the size it had, whatever came
+/// after it, and also when the servers were started again.
+#[test]
+fn points_keep_the_size_they_had() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let source = dir.path().join("disk");
+    let old: Vec<u8> = (0..8 * MIB).map(|index| (index / 512 % 251) as u8).collect();
+    std::fs::write(&source, &old)?;
+    let mut system = System::init(&[&source], 200)?;
+    system.start_all()?;
+    let before =
+        *system.wait_for_points("a first point", |points| !points.is_empty())?.last().context("a point")?;
+    system.stop(Part::Agent)?;
+
+    // Not a multiple of a granule, and the old part changes too.
+    let mut new = old.clone();
+    new[..4096].fill(7);
+    new.extend((0..3 * MIB + 512).map(|index| (index / 512 % 13) as u8));
+    std::fs::write(&source, &new)?;
+    system.start(Part::Agent)?;
+    system.wait_for_now()?;
+    for part in [Part::Agent, Part::ProcessServer, Part::TargetServer] {
+        system.stop(part)?;
+    }
+    system.start(Part::TargetServer)?;
+    let points = system.wait_for_points("the points again", |points| points.contains(&before))?;
+    let newest = *points.last().context("a point")?;
+    for (point, expected) in [(before, &old), (newest, &new), (before, &old)] {
+        let out = system.dir().join("restored");
+        system.restore("disk", point, &out)?;
+        ensure!(&std::fs::read(&out)? == expected, "point {point} is not what the disk held then");
+    }
+    Ok(())
+}

@@ -2,17 +2,20 @@
 //! the disks anew it is found again, and a disk that has merely its name is refused.
 
 mod lock;
+mod presence;
 mod record;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use block::VolumeId;
 use capture::{DeviceName, Disks, FoundDisk, Resolved, Sameness};
 
 use crate::config::{AgentConfig, SourceChoice, VolumeConfig};
+pub(crate) use presence::Presence;
 use record::{Record, RecordedDisk};
 
 /// Where agents tell each other which disks they protect.
@@ -32,6 +35,8 @@ pub(crate) struct Volumes {
     pub(crate) list: Vec<Volume>,
     /// How names became disks, for people.
     pub(crate) notes: Vec<String>,
+    /// Whether they are still there.
+    pub(crate) presence: Arc<Presence>,
     /// Held as long as the disks are protected.
     _locks: Vec<File>,
 }
@@ -64,8 +69,9 @@ fn settle_in(config: &AgentConfig, disks: &Disks, run: &Path) -> anyhow::Result<
     {
         notes.push(format!("which disks these are is not remembered: {error:#}"));
     }
+    let presence = Arc::new(Presence::of(list.iter().map(|settled| settled.disk.as_ref())));
     let list = list.into_iter().map(|settled| settled.volume).collect();
-    Ok(Volumes { list, notes, _locks: locks })
+    Ok(Volumes { list, notes, presence, _locks: locks })
 }
 
 /// A volume, and the disk that it is, unless it is a file.

@@ -16,7 +16,8 @@ use clap::Parser;
 use scratch::lanes::{Lane, check};
 use scratch::{FileSystem, Mount, run};
 use seawall_tests::guest::{
-    Answer, CONTROL_PARAMETER, DATA_DISK, DATA_MOUNT, NULL_DISK, Order, ROOT_DISK, TOOLS_LABEL, lanes,
+    Answer, CONTROL_PARAMETER, DATA_DISK, DATA_MOUNT, NULL_DISK, Order, ROOT_DISK, SPARE_DISKS, TOOLS_LABEL,
+    lanes,
 };
 use seawall_tests::system::{Part, System, program};
 use serde_json::Value;
@@ -24,6 +25,7 @@ use serde_json::Value;
 /// Where the root disk's only partition begins.
 const ROOT_PARTITION_BYTES: u64 = 1 << 20;
 const DATA_DISK_BYTES: u64 = 192 << 20;
+const SPARE_DISK_BYTES: u64 = 48 << 20;
 const TOOLS_SLACK_BYTES: u64 = 16 << 20;
 const GUEST_MEMORY: &str = "1536M";
 const GUEST_CPUS: &str = "2";
@@ -120,6 +122,7 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
     for device in guest.ask(&Order::Check)?["devices"].as_array().context("the disks")? {
         progress.say(&format!("check: {} in mode {}: {}", device["device"], device["mode"], device["why"]));
     }
+    check_stack(&guest.ask(&Order::Stack)?, progress)?;
     guest.ask(&Order::StartAgent)?;
     guest.ask(&Order::StartWriters)?;
     progress.say("the agent and the writers run");
@@ -140,6 +143,7 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
             program["name"], program["runs"], program["skipped"]
         ));
     }
+    let newest = disk_goes_and_returns(&mut guest, &system, progress)?;
     guest.ask(&Order::StopAgent)?;
     drop(guest);
     machine.end()?;
@@ -152,6 +156,66 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
     compare(&system, newest, &disks, null_hash.as_str().context("the hash of the disk in memory")?)?;
     progress.say("the newest point is what the three disks hold, byte for byte");
     check_points(&system, &points, &counts, progress)
+}
+
+/// A logical volume on an array means the disks below both.
+fn check_stack(check: &Value, progress: &Progress) -> anyhow::Result<()> {
+    let devices = check["devices"].as_array().context("the disks")?;
+    let found: Vec<&str> = devices.iter().filter_map(|device| device["device"].as_str()).collect();
+    let expected = SPARE_DISKS.repeat(2);
+    ensure!(found == expected, "an array and a logical volume of {SPARE_DISKS:?} became {found:?}: {check}");
+    for (device, what) in devices.iter().step_by(2).zip(["an array (md)", "a logical volume"]) {
+        let note = device["note"].as_str().unwrap_or_default();
+        ensure!(note.contains(what), "{what} is not in {note:?}");
+        progress.say(note);
+    }
+    Ok(())
+}
+
+/// The data disk is taken away: that is said, the others are followed on, and nothing is offered as a point. It comes back
+/// under another name: the agent, started again, knows it.
+fn disk_goes_and_returns(guest: &mut Guest, system: &System, progress: &Progress) -> anyhow::Result<u64> {
+    guest.ask(&Order::RemoveDataDisk)?;
+    let group = status_when(system, "the loss is said", |group| mode_of(group, DATA_DISK) == "lost")?;
+    let agent = &group["stages"][0];
+    ensure!(agent["state"] == "source-failed", "{group}");
+    ensure!(mode_of(&group, ROOT_DISK) == "data" && mode_of(&group, NULL_DISK) == "data", "{group}");
+    let before = system.points();
+    progress.say(&format!("data disk removed: {}", agent["last_error"]));
+    let back = guest.ask(&Order::ReturnDataDisk)?;
+    let (device, time) = (&back["device"], back["time"].as_u64().context("a time")?);
+    ensure!(system.points() == before, "a point was offered while a disk was away");
+    guest.ask(&Order::StopAgent)?;
+    guest.ask(&Order::StartAgent)?;
+    let newest = newest_after(system, time)?;
+    let status = system.operator("status", &[])?;
+    let volumes = &status["groups"][0]["volumes"];
+    ensure!(
+        volumes[1]["device"] == *device && mode_of(&status["groups"][0], DATA_DISK) == "data",
+        "{status}"
+    );
+    progress.say(&format!("it is back as {device}; point {newest} has it"));
+    Ok(newest)
+}
+
+/// The mode of the volume that was protected as this device.
+fn mode_of<'a>(group: &'a Value, device: &str) -> &'a str {
+    let volumes = group["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let volume = volumes.iter().find(|volume| volume["name"] == name(device));
+    volume.and_then(|volume| volume["mode"].as_str()).unwrap_or("none")
+}
+
+fn status_when(system: &System, what: &str, holds: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+    let limit = Instant::now() + ORDER_LIMIT;
+    loop {
+        let status = system.operator("status", &[])?;
+        let group = &status["groups"][0];
+        if holds(group) {
+            return Ok(group.clone());
+        }
+        ensure!(Instant::now() < limit, "{what}: not within {ORDER_LIMIT:?}; status {status}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Waits for points while everything writes. Each volume must be followed with its data.
@@ -265,6 +329,7 @@ fn text(path: &Path) -> anyhow::Result<&str> {
 struct Disks {
     root: PathBuf,
     data: PathBuf,
+    spare: [PathBuf; SPARE_DISKS.len()],
     tools: PathBuf,
     tools_dir: PathBuf,
 }
@@ -275,11 +340,15 @@ impl Disks {
         let disks = Disks {
             root: at("root.img"),
             data: at("data.img"),
+            spare: [at("spare0.img"), at("spare1.img")],
             tools: at("tools.img"),
             tools_dir: at("tools"),
         };
         run("cp", &["--sparse=always", text(&options.root)?, text(&disks.root)?])?;
         File::create(&disks.data)?.set_len(DATA_DISK_BYTES)?;
+        for spare in &disks.spare {
+            File::create(spare)?.set_len(SPARE_DISK_BYTES)?;
+        }
         run("mkfs.ext4", &["-q", "-F", "-b", "4096", text(&disks.data)?])?;
         Ok(disks)
     }
@@ -325,6 +394,10 @@ impl Machine {
         qemu.args(["-device", "virtio-blk-pci,drive=root,serial=SW-ROOT"]);
         qemu.arg("-drive").arg(drive("tools", &disks.tools, ",readonly=on")?);
         qemu.args(["-device", "virtio-blk-pci,drive=tools,serial=SW-TOOLS"]);
+        for (index, spare) in disks.spare.iter().enumerate() {
+            qemu.arg("-drive").arg(drive(&format!("spare{index}"), spare, "")?);
+            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=spare{index},serial=SW-SPARE-{index}"));
+        }
         qemu.arg("-drive").arg(drive("data", &disks.data, "")?);
         let data = "scsi-hd,drive=data,serial=SW-DATA,logical_block_size=4096,physical_block_size=4096";
         qemu.args(["-device", "virtio-scsi-pci", "-device", data]);

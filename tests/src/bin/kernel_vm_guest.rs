@@ -17,7 +17,7 @@ use scratch::lanes::Writers;
 use scratch::run;
 use seawall_tests::guest::{
     Answer, CONTROL_PARAMETER, DATA_DISK, DATA_MOUNT, NULL_DISK, NULL_DISK_MIB, Order, ROOT_DISK,
-    TOOLS_MOUNT, lanes,
+    SPARE_DISKS, TOOLS_MOUNT, lanes,
 };
 use serde_json::{Value, json};
 
@@ -36,6 +36,8 @@ const HAMMER_THREADS: usize = 3;
 const HAMMER_BLOCKS: u64 = 4096;
 /// For direct reads of every disk.
 const ALIGNMENT: usize = 4096;
+/// How long the kernel may take to find a disk.
+const SCAN_LIMIT: Duration = Duration::from_secs(30);
 /// How long the agent may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -134,6 +136,12 @@ impl Guest {
             Order::Check => {
                 Ok(serde_json::from_str(&run(AGENT, &["check", "--json", "--config", AGENT_CONFIG])?)?)
             }
+            Order::Stack => stack(),
+            Order::RemoveDataDisk => {
+                fs::write("/sys/block/sda/device/delete", "1")?;
+                Ok(Value::Null)
+            }
+            Order::ReturnDataDisk => return_data_disk(),
             Order::StartAgent => {
                 let agent = Command::new(AGENT).args(["run", "--config", AGENT_CONFIG]).spawn();
                 self.agent = Some(agent.context("start the agent")?);
@@ -213,6 +221,43 @@ fn churn(dir: &Path, stop: &AtomicBool) -> anyhow::Result<()> {
         std::thread::sleep(CHURN_PAUSE);
     }
     Ok(())
+}
+
+/// There is no udev here, so LVM makes its names itself.
+const LVM_CONFIG: &str = "activation { udev_sync=0 udev_rules=0 } \
+    devices { obtain_device_list_from_udev=0 external_device_info_source=\"none\" }";
+
+fn stack() -> anyhow::Result<Value> {
+    let [one, two] = SPARE_DISKS;
+    run("modprobe", &["raid1"])?;
+    let options = ["--create", "/dev/md0", "--run", "--level=1", "--raid-devices=2", "--metadata=1.2"];
+    run("mdadm", &[&options[..], &[one, two]].concat())?;
+    run("modprobe", &["dm-mod"])?;
+    let lvm = |arguments: &[&str]| {
+        run("lvm", &[&arguments[..1], &["--config", LVM_CONFIG], &arguments[1..]].concat())
+    };
+    lvm(&["pvcreate", "/dev/md0"])?;
+    lvm(&["vgcreate", "group", "/dev/md0"])?;
+    lvm(&["lvcreate", "--wipesignatures", "n", "--extents", "100%FREE", "--name", "volume", "group"])?;
+    Ok(serde_json::from_str(&run(AGENT, &["check", "--json", "/dev/md0", "/dev/group/volume"])?)?)
+}
+
+fn return_data_disk() -> anyhow::Result<Value> {
+    let names = || -> anyhow::Result<Vec<String>> {
+        let entries = fs::read_dir("/sys/block")?.flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        Ok(names.filter(|name| name.starts_with("sd")).collect())
+    };
+    fs::write("/sys/class/scsi_host/host0/scan", "- - -")?;
+    let limit = Instant::now() + SCAN_LIMIT;
+    loop {
+        // Its file system is still mounted, so it cannot have its old name.
+        if let Some(name) = names()?.iter().find(|name| *name != "sda") {
+            return Ok(json!({ "device": format!("/dev/{name}"), "time": block::UnixNanos::now().0 }));
+        }
+        ensure!(Instant::now() < limit, "the disk did not come back within {SCAN_LIMIT:?}: {:?}", names()?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Reads all disks at once, as fast as they go, so that requests end on top of each other. Gives the number of reads.

@@ -154,8 +154,8 @@ impl Disks {
         let stacked = !itself && !self.is_partition_of(device, &names);
         let note = (!itself).then(|| {
             let what = self.kind(device);
-            let whole = if names.len() == 1 { "the whole disk" } else { "the whole disks" };
-            format!("{said} is {what}; protected is {whole} below it: {}", paths(&disks))
+            let whole = if names.len() == 1 { "is the whole disk" } else { "are the whole disks" };
+            format!("{said} is {what}; protected {whole} below it: {}", paths(&disks))
         });
         Ok(Resolved { disks, stacked, note })
     }
