@@ -3,7 +3,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::{ByteCount, Generation, GroupId, VolumeId, size_from_text};
-use serde::Deserialize;
+use capture::DeviceName;
+use serde::{Deserialize, Deserializer};
 
 /// The shortest and the longest epoch interval, in milliseconds.
 pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
@@ -11,6 +12,9 @@ pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
 pub const TRACKING_FOLDER: &str = "/sys/fs/bpf/seawall";
 /// The least epoch memory: below it a drain could not go on beside the records.
 pub const EPOCH_MEMORY_MIN: ByteCount = ByteCount::mib(24);
+
+/// The largest ring that the kernel makes.
+pub const RING_BYTES_MAX: ByteCount = ByteCount::gib(1);
 
 /// The agent's configuration file.
 #[derive(Clone, Debug, Deserialize)]
@@ -58,6 +62,9 @@ pub struct AgentSection {
     /// Of the time, in percent (1 to 100), in which missed writes are read from the disks while applications write.
     #[serde(default = "default_drain_share")]
     pub drain_share_percent: u32,
+    /// File in which the agent remembers which disks it protects. Relative to the configuration file.
+    #[serde(default = "default_disks_file")]
+    pub disks_file: PathBuf,
 }
 
 /// How changes are found.
@@ -82,7 +89,8 @@ pub struct VolumeConfig {
     /// What people call it; its identity in the group.
     pub name: String,
     /// The disk, or a file for `scan`.
-    pub device: PathBuf,
+    #[serde(deserialize_with = "device_from_text")]
+    pub device: DeviceName,
 }
 
 /// Why a configuration cannot be used.
@@ -126,12 +134,20 @@ fn default_drain_share() -> u32 {
     25
 }
 
-fn default_ring() -> ByteCount {
+pub(crate) fn default_ring() -> ByteCount {
     ByteCount::mib(128)
 }
 
 fn default_memory() -> ByteCount {
     ByteCount::mib(256)
+}
+
+fn default_disks_file() -> PathBuf {
+    "protected-disks".into()
+}
+
+fn device_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeviceName, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 impl AgentConfig {
@@ -147,6 +163,7 @@ impl AgentConfig {
         let base = path.parent().unwrap_or(Path::new("."));
         config.agent.group_key = base.join(&config.agent.group_key);
         config.agent.credentials = base.join(&config.agent.credentials);
+        config.agent.disks_file = base.join(&config.agent.disks_file);
         config.check().map_err(invalid)?;
         Ok(config)
     }
@@ -168,6 +185,9 @@ impl AgentConfig {
         }
         if !(1..=100).contains(&agent.drain_share_percent) {
             return Err(format!("drain_share_percent = {}: must be 1 to 100", agent.drain_share_percent));
+        }
+        if agent.ring_bytes > RING_BYTES_MAX {
+            return Err(format!("ring_bytes = {}: at most {RING_BYTES_MAX}", agent.ring_bytes));
         }
         if agent.generation.0 == 0 {
             return Err("generation = 0: generations are numbered from 1".into());
@@ -192,9 +212,9 @@ impl AgentConfig {
     }
 
     /// A volume's identity: of its group and name, so that it stays when the device is renamed.
-    pub fn volume_id(&self, volume: &VolumeConfig) -> VolumeId {
+    pub fn volume_id(&self, name: &str) -> VolumeId {
         let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 volume id");
-        hasher.update(&self.agent.group.0).update(volume.name.as_bytes());
+        hasher.update(&self.agent.group.0).update(name.as_bytes());
         VolumeId(hasher.finalize().as_bytes()[..16].try_into().expect("16 of 32 bytes"))
     }
 }
@@ -215,7 +235,7 @@ mod tests {
         let config = load(include_str!("../sample.toml")).unwrap();
         assert_eq!(config.agent.ring_bytes, ByteCount::mib(128));
         assert_eq!(config.volume.len(), 2);
-        assert_ne!(config.volume_id(&config.volume[0]), config.volume_id(&config.volume[1]));
+        assert_ne!(config.volume_id(&config.volume[0].name), config.volume_id(&config.volume[1].name));
     }
 
     #[test]
@@ -225,8 +245,10 @@ mod tests {
             ("epoch_interval_ms", "epoch_interval", "epoch_interval"),
             ("epoch_interval_ms = 1000", "epoch_interval_ms = 1", "epoch_interval_ms = 1"),
             ("ring_bytes = \"128MiB\"", "ring_bytes = \"128MB\"", "128MB"),
+            ("ring_bytes = \"128MiB\"", "ring_bytes = \"2GiB\"", "at most 1.0 GiB"),
             ("name = \"log\"", "name = \"data\"", "used twice"),
             ("group = \"", "group = \"x", "32 hexadecimal digits"),
+            ("device = \"/dev/vdb\"", "device = \"uuid:1\"", "fsuuid"),
             ("source = \"auto\"", "source = \"magic\"", "magic"),
         ] {
             let text = sample.replacen(from, to, 1);

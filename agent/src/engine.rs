@@ -11,6 +11,7 @@ use crate::config::AgentConfig;
 use crate::outbox::Outbox;
 use crate::report::Reports;
 use crate::seal::{Job, Sealer};
+use crate::volumes::Presence;
 
 /// An epoch is cut early when it holds this much, so that sealing, sending and applying overlap.
 const EPOCH_BYTES: ByteCount = ByteCount::mib(32);
@@ -23,6 +24,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 pub(crate) struct Engine {
     source: Box<dyn Source>,
+    presence: Arc<Presence>,
     sealer: Sealer,
     outbox: Arc<Outbox>,
     reports: Arc<Reports>,
@@ -37,6 +39,7 @@ impl Engine {
     pub(crate) fn new(
         config: &AgentConfig,
         source: Box<dyn Source>,
+        presence: Arc<Presence>,
         sealer: Sealer,
         outbox: Arc<Outbox>,
         reports: Arc<Reports>,
@@ -44,7 +47,8 @@ impl Engine {
     ) -> Engine {
         let interval = Duration::from_millis(config.agent.epoch_interval_ms);
         let memory = config.agent.epoch_memory_bytes;
-        Engine { source, sealer, outbox, reports, stop, interval, memory, acknowledged: Epoch::NONE }
+        let acknowledged = Epoch::NONE;
+        Engine { source, presence, sealer, outbox, reports, stop, interval, memory, acknowledged }
     }
 
     /// Runs until told to stop.
@@ -115,7 +119,11 @@ impl Engine {
             self.sealer.give_back(spare);
             return false;
         };
-        let cut = self.source.cut(spare, epoch);
+        let mut cut = self.source.cut(spare, epoch);
+        // Looked at after the cut: what is there now was there all the time before.
+        if self.presence.any_gone() {
+            cut.consistency = Consistency::None;
+        }
         self.sealer.seal(Job { epoch, cut, volumes: self.source.volumes() });
         true
     }

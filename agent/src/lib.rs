@@ -1,15 +1,17 @@
 //! The agent: captures a machine's disks and sends changesets to the process server.
 //!
-//! Rooms: `config` reads the file; `engine` is the thread that drives the source and decides when to cut; `seal` turns
-//! folds into changesets; `outbox` holds them until the process server has them durably; `deliver` talks to it.
+//! Rooms: `config` reads the file; `volumes` finds the disks; `engine` is the thread that drives the source and decides when
+//! to cut; `seal` turns folds into changesets; `outbox` holds them until the process server has them durably; `deliver`
+//! talks to it; `check` says what the machine lacks.
 //!
 //! Memory: open epoch, the epoch being sealed and the outbox together stay inside `epoch_memory_bytes`. When it is full the
 //! engine stops consuming; the ring fills; writes turn into dirty bits. The application never waits.
 //!
-//! Crash: nothing is persistent here, but the kernel goes on tracking, and knows which granules were taken and are not
+//! Crash: only which disks are protected is persistent here. But the kernel goes on tracking, and knows which granules were taken and are not
 //! held by the process server. An agent that starts again asks the process server for the last epoch it holds, and reads
 //! just those granules again. After a reboot it reads everything.
 
+mod check;
 mod config;
 mod deliver;
 mod engine;
@@ -17,10 +19,12 @@ mod outbox;
 mod report;
 mod seal;
 mod source;
+mod volumes;
 
+pub use check::{CheckReport, check};
 pub use config::{
-    AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, SourceChoice,
-    TRACKING_FOLDER, VolumeConfig,
+    AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, RING_BYTES_MAX,
+    SourceChoice, TRACKING_FOLDER, VolumeConfig,
 };
 pub use source::probe;
 
@@ -37,12 +41,15 @@ use crate::engine::Engine;
 use crate::outbox::Outbox;
 use crate::report::Reports;
 use crate::source::Opened;
+use crate::volumes::Volumes;
 
 /// A running agent. Dropping it stops it; the kernel goes on tracking if `keep_tracking` is set.
 pub struct Agent {
     stop: Arc<AtomicBool>,
     reports: Arc<Reports>,
     threads: Vec<JoinHandle<()>>,
+    /// Keeps the disks from other agents.
+    _volumes: Volumes,
     delivery: tokio::task::JoinHandle<()>,
 }
 
@@ -55,18 +62,28 @@ impl Agent {
         let credentials =
             Credentials::load(&config.agent.credentials).context("load the agent's credentials")?;
         let key = GroupKey::load(&config.agent.group_key).context("load the group's key")?;
-        let Opened { source, notes, resumed } = source::open(&config)?;
+        let mut volumes = volumes::settle(&config)?;
+        let Opened { source, mut notes, resumed } = source::open(&config, &volumes.list)?;
+        notes.append(&mut volumes.notes);
         let stop = Arc::new(AtomicBool::new(false));
         let outbox = Arc::new(Outbox::new(resumed));
-        let reports = Arc::new(Reports::new(&config, notes));
+        let reports = Arc::new(Reports::new(&config, &volumes, notes));
         let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
-        let engine = Engine::new(&config, source, sealer, outbox.clone(), reports.clone(), stop.clone());
+        let engine = Engine::new(
+            &config,
+            source,
+            volumes.presence.clone(),
+            sealer,
+            outbox.clone(),
+            reports.clone(),
+            stop.clone(),
+        );
         let engine = std::thread::Builder::new()
             .name("capture".into())
             .spawn(move || engine.run())
             .context("start the capture thread")?;
         let delivery = tokio::spawn(deliver::run(config, credentials, outbox, reports.clone()));
-        Ok(Agent { stop, reports, threads: vec![engine, seal_thread], delivery })
+        Ok(Agent { stop, reports, threads: vec![engine, seal_thread], _volumes: volumes, delivery })
     }
 
     /// What the agent says of itself, at most a second old.

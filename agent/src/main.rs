@@ -1,10 +1,14 @@
 //! `seawall-agent`: captures this machine's disks.
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
+use capture::DeviceName;
+use capture::check::Places;
 use clap::{Parser, Subcommand};
-use seawall_agent::{Agent, AgentConfig, TRACKING_FOLDER};
+use seawall_agent::{Agent, AgentConfig, TRACKING_FOLDER, check};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Capture this machine's disks and send every change to a process server.
@@ -12,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(
     version,
     after_help = "Examples:
+  seawall-agent check /dev/vdb
   seawall-agent check-config --config /etc/seawall/agent.toml
   seawall-agent run --config /etc/seawall/agent.toml
   seawall-agent run --config agent.toml --log info,capture=debug
@@ -54,6 +59,25 @@ enum Command {
         #[arg(long, default_value = TRACKING_FOLDER, conflicts_with = "config")]
         folder: PathBuf,
     },
+    /// Say how the writes of disks would be captured on this machine, why, and what to do for a better mode.
+    #[command(after_help = "Examples:
+  seawall-agent check
+  seawall-agent check /dev/vda /dev/vdb
+  seawall-agent check --config /etc/seawall/agent.toml --json | jq '.devices[].mode'
+
+Everything is found by trying; nothing stays behind. Without a configuration or a disk all disks are looked at.
+Exit status 0: every disk in data mode. 1: a lower mode for some disk. 2: some disk cannot be protected, or the
+configuration cannot be read.")]
+    Check {
+        /// Look at the disks of this configuration, as it says.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// One JSON object instead of tables.
+        #[arg(long)]
+        json: bool,
+        /// Disks to look at: paths, or as in the configuration, such as serial:...
+        devices: Vec<DeviceName>,
+    },
     /// Read the configuration and say what is wrong with it, or nothing.
     #[command(after_help = "Example:\n  seawall-agent check-config --config /etc/seawall/agent.toml")]
     CheckConfig {
@@ -63,13 +87,27 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     match cli.command {
+        Command::Check { config, json, devices } => {
+            let config = match config.map(|path| AgentConfig::load(&path)).transpose() {
+                Ok(config) => config,
+                Err(error) => {
+                    eprintln!("Error: {error}");
+                    return Ok(ExitCode::from(2));
+                }
+            };
+            let report = check(&Places::default(), config.as_ref(), &devices);
+            let shown = if json { serde_json::to_string(&report)? + "\n" } else { report.render() };
+            // A reader that has gone is no error of ours.
+            let _ = std::io::stdout().write_all(shown.as_bytes());
+            Ok(ExitCode::from(report.exit_status()))
+        }
         Command::CheckConfig { config } => {
             AgentConfig::load(&config)?;
             println!("{}: in order", config.display());
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
         Command::Detach { config, all: _, folder } => {
             let ended = match config {
@@ -87,7 +125,7 @@ fn main() -> anyhow::Result<()> {
                     "detached: the next start reads all disks again"
                 }
             );
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
         Command::Run { config } => {
             telemetry::init(cli.log_format, &cli.log)?;
@@ -105,7 +143,7 @@ fn main() -> anyhow::Result<()> {
                     _ = interrupt.recv() => {}
                 }
                 tokio::task::block_in_place(|| agent.shutdown());
-                Ok(())
+                Ok(ExitCode::SUCCESS)
             })
         }
     }

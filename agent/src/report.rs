@@ -1,5 +1,7 @@
 //! What the agent says of itself: for status, and for the process server, which keeps the last one.
 
+use std::sync::Arc;
+
 use block::{ByteCount, UnixNanos, VolumeId};
 use capture::{Mode, Source};
 use control::{AgentReport, CaptureMode, StateCode, VolumeReport, VolumeSummary};
@@ -9,6 +11,7 @@ use wire::{RefusalCode, WireError};
 
 use crate::config::AgentConfig;
 use crate::outbox::{Mismatch, Outbox};
+use crate::volumes::{Presence, Volumes};
 
 struct State {
     report: AgentReport,
@@ -25,25 +28,25 @@ pub(crate) struct Reports {
     state: Mutex<State>,
     devices: Vec<(VolumeId, String, String)>,
     notes: Vec<String>,
+    presence: Arc<Presence>,
     memory: ByteCount,
 }
 
 impl Reports {
-    pub(crate) fn new(config: &AgentConfig, notes: Vec<String>) -> Reports {
+    pub(crate) fn new(config: &AgentConfig, volumes: &Volumes, notes: Vec<String>) -> Reports {
         for note in &notes {
             tracing::info!(capture = note, "capture chosen");
         }
-        let devices = config
-            .volume
+        let devices = volumes
+            .list
             .iter()
-            .map(|volume| {
-                (config.volume_id(volume), volume.name.clone(), volume.device.display().to_string())
-            })
+            .map(|volume| (volume.id, volume.name.clone(), volume.path.display().to_string()))
             .collect();
         let state = State {
             report: AgentReport {
                 state: StateCode::Starting,
                 version: env!("CARGO_PKG_VERSION").into(),
+                capture_notes: notes.clone(),
                 ..AgentReport::default()
             },
             churn: Meter::new(),
@@ -51,7 +54,8 @@ impl Reports {
             failure: None,
             link: None,
         };
-        Reports { state: Mutex::new(state), devices, notes, memory: config.agent.epoch_memory_bytes }
+        let (presence, memory) = (volumes.presence.clone(), config.agent.epoch_memory_bytes);
+        Reports { state: Mutex::new(state), devices, notes, presence, memory }
     }
 
     pub(crate) fn latest(&self) -> AgentReport {
@@ -89,6 +93,22 @@ impl Reports {
         self.state.lock().sent.add(bytes.0);
     }
 
+    /// In words, which disks have been taken away.
+    fn gone(&self) -> Option<String> {
+        let gone: Vec<String> = self
+            .devices
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| self.presence.gone(*index))
+            .map(|(_, (_, name, device))| format!("{name} ({device})"))
+            .collect();
+        (!gone.is_empty()).then(|| {
+            let what_to_do = "Attach it, or take it out of the configuration, and start the agent again";
+            let gone = gone.join(", ");
+            format!("the disk of {gone} was taken away; no recovery points meanwhile. {what_to_do}")
+        })
+    }
+
     /// Renews the report from the source and the outbox.
     pub(crate) fn update(&self, source: &dyn Source, outbox: &Outbox, memory_used: ByteCount) {
         let status = source.status();
@@ -98,8 +118,10 @@ impl Reports {
         let bitmap = status.volumes.iter().any(|volume| volume.mode == Mode::Bitmap);
         let behind = status.volumes.iter().any(|volume| volume.dirty > ByteCount::ZERO)
             || status.draining > ByteCount::ZERO;
+        let gone = self.gone();
         let code = match &state.link {
             _ if state.failure.is_some() => StateCode::CaptureFailed,
+            _ if gone.is_some() => StateCode::SourceFailed,
             Some((code, _)) => *code,
             None if !progress.had_point => StateCode::InitialCopy,
             None if behind && status.losses > 0 => StateCode::Resync,
@@ -111,6 +133,7 @@ impl Reports {
         let last_error = state
             .failure
             .clone()
+            .or(gone)
             .or(link_error)
             .or(status.last_error)
             .or_else(|| (code == StateCode::CaptureLimited).then(|| self.notes.join("; ")));
@@ -118,10 +141,12 @@ impl Reports {
             .volumes
             .iter()
             .zip(&self.devices)
-            .map(|(volume, (id, name, device))| VolumeReport {
+            .enumerate()
+            .map(|(index, (volume, (id, name, device)))| VolumeReport {
                 volume: VolumeSummary { id: *id, name: name.clone(), size: volume.size },
                 device: device.clone(),
                 mode: match volume.mode {
+                    _ if self.presence.gone(index) => CaptureMode::Lost,
                     Mode::Data => CaptureMode::Data,
                     Mode::Bitmap => CaptureMode::Bitmap,
                     Mode::Scan => CaptureMode::Scan,
@@ -156,6 +181,7 @@ impl Reports {
             epoch_memory_used: memory_used,
             epoch_memory_limit: self.memory,
             unsent_bytes: progress.bytes,
+            capture_notes: self.notes.clone(),
             state: code,
             last_error,
         };

@@ -6,12 +6,14 @@ use capture::{
 };
 use changeset::VolumeInfo;
 
+use crate::check::obstacles;
 use crate::config::{AgentConfig, SourceChoice};
+use crate::volumes::Volume;
 
 /// Threads that read dirty granules.
 const DRAIN_THREADS: usize = 2;
 /// A probe needs a ring, however small.
-const PROBE_RING: ByteCount = ByteCount::kib(64);
+pub(crate) const PROBE_RING: ByteCount = ByteCount::kib(64);
 
 /// What follows the group's disks.
 pub(crate) struct Opened {
@@ -23,31 +25,28 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    fn scan(source: Box<dyn Source>, note: String) -> Opened {
-        Opened { source, notes: vec![note], resumed: None }
+    fn scan(source: Box<dyn Source>, notes: Vec<String>) -> Opened {
+        Opened { source, notes, resumed: None }
     }
 
-    fn chosen(mut self, note: String) -> Opened {
-        self.notes.insert(0, note);
+    fn chosen(mut self, notes: Vec<String>) -> Opened {
+        self.notes.splice(0..0, notes);
         self
     }
 }
 
-/// Opens what the configuration asks for.
-pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<Opened> {
+/// Opens the volumes as the configuration asks for.
+pub(crate) fn open(config: &AgentConfig, volumes: &[Volume]) -> anyhow::Result<Opened> {
     let choice = config.agent.source;
     let scan = || -> anyhow::Result<Box<dyn Source>> {
-        let volumes: Vec<_> = config
-            .volume
-            .iter()
-            .map(|volume| (config.volume_id(volume), volume.name.clone(), volume.device.clone()))
-            .collect();
+        let volumes: Vec<_> =
+            volumes.iter().map(|volume| (volume.id, volume.name.clone(), volume.path.clone())).collect();
         Ok(Box::new(ScanSource::open(&volumes, config.agent.epoch_interval_ms)?))
     };
     match choice {
-        SourceChoice::Scan => Ok(Opened::scan(scan()?, "scan, as configured".into())),
+        SourceChoice::Scan => Ok(Opened::scan(scan()?, vec!["scan, as configured".into()])),
         SourceChoice::Ebpf | SourceChoice::EbpfBitmap => {
-            let (opened, why_not_data) = ebpf(config, choice == SourceChoice::Ebpf)?;
+            let (opened, why_not_data) = ebpf(config, volumes, choice == SourceChoice::Ebpf)?;
             if choice == SourceChoice::Ebpf
                 && let Some(why) = why_not_data
             {
@@ -55,30 +54,39 @@ pub(crate) fn open(config: &AgentConfig) -> anyhow::Result<Opened> {
                     "capture write data with eBPF: {why}. Use source = \"auto\" to follow granules only, or \"scan\""
                 );
             }
-            Ok(opened.chosen("eBPF, as configured".into()))
+            Ok(opened.chosen(vec!["eBPF, as configured".into()]))
         }
-        SourceChoice::Auto => match ebpf(config, true) {
-            Ok((opened, None)) => Ok(opened.chosen("eBPF with write data".into())),
-            Ok((opened, Some(why))) => Ok(opened.chosen(format!("eBPF without write data: {why}"))),
+        SourceChoice::Auto => match ebpf(config, volumes, true) {
+            Ok((opened, None)) => Ok(opened.chosen(vec!["eBPF with write data".into()])),
+            Ok((opened, Some(why))) => {
+                Ok(opened.chosen(with_obstacles(config, format!("eBPF without write data: {why}"))))
+            }
             Err(error) => {
                 let why = format!("{error:#}");
                 let scan =
                     scan().with_context(|| format!("eBPF capture is not possible ({why}); scan instead"))?;
-                Ok(Opened::scan(scan, format!("scan, because eBPF capture is not possible: {why}")))
+                let note = format!("scan, because eBPF capture is not possible: {why}");
+                Ok(Opened::scan(scan, with_obstacles(config, note)))
             }
         },
     }
 }
 
+/// A lower mode than wished for, with what `check` finds in the way of a better one.
+fn with_obstacles(config: &AgentConfig, note: String) -> Vec<String> {
+    let facts = capture::check::machine(&capture::check::Places::default(), config.agent.ring_bytes);
+    std::iter::once(note).chain(obstacles(&facts)).collect()
+}
+
 /// With the source: why data is not captured, if it is not.
-fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Opened, Option<String>)> {
+fn ebpf(config: &AgentConfig, list: &[Volume], data: bool) -> anyhow::Result<(Opened, Option<String>)> {
     let mut devices = Vec::new();
     let mut volumes = Vec::new();
     let mut disks = Vec::new();
-    for volume in &config.volume {
-        let device = Device::open(&volume.device)?;
+    for volume in list {
+        let device = Device::open(&volume.path)?;
         volumes.push(VolumeInfo {
-            id: config.volume_id(volume),
+            id: volume.id,
             name: volume.name.clone(),
             size: device.size(),
             logical_block: device.logical_block(),
@@ -86,8 +94,7 @@ fn ebpf(config: &AgentConfig, data: bool) -> anyhow::Result<(Opened, Option<Stri
         disks.push(device.direct()?);
         devices.push(device);
     }
-    let followed: Vec<(VolumeId, &Device)> =
-        config.volume.iter().map(|volume| config.volume_id(volume)).zip(&devices).collect();
+    let followed: Vec<(VolumeId, &Device)> = volumes.iter().map(|volume| volume.id).zip(&devices).collect();
     let (tap, mut notes) = attach(config, &followed, data)?;
     let why_not_data = tap.why_not_data().map(str::to_owned);
     let disks =

@@ -36,16 +36,14 @@ pub struct System {
     running: Vec<(Part, Child)>,
 }
 
-/// A program that `cargo build` made, beside the running test.
+/// A program that `cargo build` made, beside the running program or above the running test.
 ///
 /// # Errors
 /// When it was not built.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe().context("find the test program")?;
-    let dir = test.parent().and_then(Path::parent).context("find the target directory")?;
-    let path = dir.join(name);
-    ensure!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
-    Ok(path)
+    let found = test.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.exists());
+    found.with_context(|| format!("{name} is missing: run `cargo build --workspace --bins` first"))
 }
 
 fn free_port() -> anyhow::Result<u16> {

@@ -1,7 +1,8 @@
-//! Developer commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask bpf`.
+//! Developer commands: `cargo xtask test`, `cargo xtask kernel-test`, `cargo xtask bench`, `cargo xtask bpf`.
 
 mod bench;
 mod bpf;
+mod kernel_test;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ struct Cli {
 enum Task {
     /// Install what is missing (as root, on Debian), then check format, lints, documents, and run every test.
     Test(test::Options),
+    /// In virtual machines with Debian's own kernels, let an agent protect the machine's own disks, and verify the replica.
+    KernelTest(kernel_test::Options),
     /// Run benches and print a table of figures with their ratio to the limit of the same run.
     Bench(bench::Options),
     /// Compile the capture program; its object is committed beside it.
@@ -31,6 +34,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Task::Test(options) => test::run(&options),
+        Task::KernelTest(options) => kernel_test::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Bpf(options) => bpf::run(&options),
     }

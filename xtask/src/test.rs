@@ -6,13 +6,14 @@ use clap::Args;
 use crate::{cargo, find, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("losetup", "mount"),
+    ("sfdisk", "fdisk"),
     ("fio", "fio"),
     ("gcc", "build-essential"),
 ];
@@ -55,11 +56,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Installs missing Debian packages when this is root; otherwise names them.
 fn install() -> anyhow::Result<()> {
-    let programs =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package);
-    let headers =
-        HEADERS.iter().filter(|(file, _)| !std::path::Path::new(file).exists()).map(|(_, package)| *package);
-    let missing: Vec<&str> = programs.chain(headers).collect();
+    let headers = HEADERS.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
+    install_missing(&PROGRAMS, headers.map(|(_, package)| *package).collect())
+}
+
+/// Installs the packages of programs that are missing, as [`install`] does.
+pub(crate) fn install_packages(programs: &[(&str, &'static str)]) -> anyhow::Result<()> {
+    install_missing(programs, Vec::new())
+}
+
+fn install_missing(programs: &[(&str, &'static str)], mut missing: Vec<&'static str>) -> anyhow::Result<()> {
+    let absent = || programs.iter().filter(|(program, _)| find(program).is_none());
+    missing.extend(absent().map(|(_, package)| *package));
     if missing.is_empty() {
         return Ok(());
     }
@@ -71,7 +79,7 @@ fn install() -> anyhow::Result<()> {
     let mut install = Command::new("apt-get");
     install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
     step("packages", install.env("DEBIAN_FRONTEND", "noninteractive"))?;
-    if let Some((program, package)) = PROGRAMS.iter().find(|(program, _)| find(program).is_none()) {
+    if let Some((program, package)) = absent().next() {
         bail!("package {package} was installed, but {program} is still missing");
     }
     Ok(())

@@ -21,7 +21,7 @@ impl Device {
     /// Opens a disk for direct reading and checks that its writes can be captured.
     ///
     /// # Errors
-    /// When it is not a block device, is a partition, has no size, or has a driver without requests
+    /// When it is not a block device, is a partition, has no size, is read-only, or has a driver without requests
     /// (device mapper, md, zram): the error names the disks to protect instead.
     pub fn open(path: &Path) -> Result<Device, CaptureError> {
         let refuse = |reason: String| CaptureError::NotCapturable { path: path.to_owned(), reason };
@@ -65,6 +65,10 @@ impl Device {
         let size = ByteCount(attribute("size")? * block::SECTOR_BYTES);
         if size == ByteCount::ZERO {
             return Err(refuse("it has no size: no medium, or an unused loop device".into()));
+        }
+        if attribute("ro")? != 0 {
+            let text = "it is read-only, so nothing changes on it. Make it writable (blockdev --setrw), or leave it out";
+            return Err(refuse(text.into()));
         }
         let logical_block = u32::try_from(attribute("queue/logical_block_size")?)
             .map_err(|_| refuse("its logical block size is out of range".into()))?;

@@ -5,8 +5,10 @@
 //! and any [`Disk`] into epochs, the same in the agent and in the model tests; [`ScanSource`] needs neither. Both are a
 //! [`Source`] to the agent.
 
+pub mod check;
 mod device;
 mod disk;
+mod disks;
 mod error;
 mod kernel;
 mod lanes;
@@ -17,6 +19,7 @@ mod tracker;
 
 pub use device::Device;
 pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
+pub use disks::{DeviceName, DeviceNameError, Disks, FoundDisk, Identity, Resolved, Sameness};
 pub use error::CaptureError;
 pub use kernel::{Keep, KernelTap, KernelTapOptions, OBJECT, Resumed, detach};
 pub use scan::{SCAN_BYTES_PER_STEP, ScanSource};

@@ -101,6 +101,9 @@ pub struct AgentReport {
     pub epoch_memory_limit: ByteCount,
     /// Sealed and not yet sent.
     pub unsent_bytes: ByteCount,
+    /// How writes are captured, and why not better; for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capture_notes: Vec<String>,
     /// What it is doing.
     pub state: StateCode,
     /// The last thing that went wrong, for people.

@@ -55,13 +55,15 @@ pub struct LoopDisk {
 }
 
 impl LoopDisk {
-    /// Makes a disk of an existing file. `sector_bytes` is the logical block size: 512 or 4096.
+    /// Makes a disk of an existing file. `sector_bytes` is the logical block size: 512 or 4096. Partitions appear as
+    /// /dev/loopNpM.
     ///
     /// # Errors
     /// When there is no loop device to be had.
     pub fn attach(file: &Path, sector_bytes: u32) -> anyhow::Result<LoopDisk> {
         let sector_bytes = sector_bytes.to_string();
-        let device = run("losetup", &["--find", "--show", "--sector-size", &sector_bytes, text(file)?])?;
+        let options = ["--find", "--show", "--partscan", "--sector-size", &sector_bytes];
+        let device = run("losetup", &[&options[..], &[text(file)?]].concat())?;
         let user = fs::File::open(&device);
         // In use, it is not detached but told to go when it is not used any more.
         run("losetup", &["--detach", &device])?;

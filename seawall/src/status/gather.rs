@@ -37,6 +37,8 @@ pub(crate) struct GroupView {
     pub(crate) lag_bytes: ByteCount,
     pub(crate) lag: LagBytes,
     pub(crate) mode: Option<CaptureMode>,
+    /// Why this mode, in the agent's words.
+    pub(crate) capture_notes: Vec<String>,
     pub(crate) churn_bytes_per_s: Option<f64>,
     pub(crate) sent_bytes_per_s: Option<f64>,
     pub(crate) applied_bytes_per_s: Option<f64>,
@@ -154,6 +156,7 @@ fn group_view(
         lag_bytes: lag.remaining.saturating_add(lag.agent).saturating_add(lag.cache),
         lag,
         mode: fresh.map(AgentReport::mode),
+        capture_notes: fresh.map(|report| report.capture_notes.clone()).unwrap_or_default(),
         churn_bytes_per_s: fresh.map(|report| report.churn_bytes_per_s),
         sent_bytes_per_s: fresh.map(|report| report.sent_bytes_per_s),
         applied_bytes_per_s: target.map(|(group, _)| group.applied_bytes_per_s),
@@ -267,6 +270,7 @@ pub(crate) mod tests {
             churn_bytes_per_s: 1e6,
             epoch_memory_used: ByteCount::mib(2),
             ring_used: ByteCount::mib(1),
+            capture_notes: vec!["eBPF with write data".into()],
             state: StateCode::Replicating,
             ..AgentReport::default()
         };

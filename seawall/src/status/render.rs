@@ -78,6 +78,9 @@ fn group_text(group: &GroupView) -> String {
         rate(group.sent_bytes_per_s),
         rate(group.applied_bytes_per_s),
     );
+    for note in &group.capture_notes {
+        let _ = writeln!(out, "Capture:    {note}");
+    }
     if let Some(capture) = &group.capture {
         let _ = writeln!(
             out,
@@ -135,9 +138,14 @@ mod tests {
     #[test]
     fn a_person_sees_what_is_wrong_and_what_to_do() {
         let good = overview(&gather::overview(Some(process()), Some(target()), Vec::new(), NOW));
-        for expected in
-            ["State: replicating", "Lag:        3.0 s; 12.0 MiB", "web-1", "/dev/vdb", "capture mode data"]
-        {
+        for expected in [
+            "State: replicating",
+            "Lag:        3.0 s; 12.0 MiB",
+            "web-1",
+            "/dev/vdb",
+            "capture mode data",
+            "Capture:    eBPF with",
+        ] {
             assert!(good.contains(expected), "{expected} in\n{good}");
         }
         assert!(!good.contains("To do"), "{good}");

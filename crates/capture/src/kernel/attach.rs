@@ -45,7 +45,7 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("on_issue_1", "block_rq_issue"),
 ];
 /// Ring sizes the kernel accepts end here; larger wishes are cut to it.
-const RING_BYTES_MAX: u64 = 1 << 30;
+pub(crate) const RING_BYTES_MAX: u64 = 1 << 30;
 /// A record that the old programs are still writing is waited for so long; past it, everything is dirty.
 const BUSY_RECORD_WAIT: Duration = Duration::from_secs(1);
 

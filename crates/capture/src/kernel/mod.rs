@@ -31,6 +31,7 @@ use pins::Pins;
 use skipped::Skipped;
 
 pub use attach::OBJECT;
+pub(crate) use attach::RING_BYTES_MAX;
 pub use pins::detach;
 
 /// How the tap is set up.
