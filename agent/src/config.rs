@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use block::{ByteCount, Generation, GroupId, VolumeId, size_from_text};
 use serde::Deserialize;
 
+use crate::application::ApplicationSection;
+
 /// The shortest and the longest epoch interval, in milliseconds.
 pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
 /// The least epoch memory: below it a drain could not go on beside the records.
@@ -18,6 +20,9 @@ pub struct AgentConfig {
     pub agent: AgentSection,
     /// The disks that share one cut.
     pub volume: Vec<VolumeConfig>,
+    /// Points that more than a power cut could have left.
+    #[serde(default)]
+    pub application: ApplicationSection,
 }
 
 /// `[agent]`.
@@ -47,6 +52,9 @@ pub struct AgentSection {
     /// How changes are found.
     #[serde(default)]
     pub source: SourceChoice,
+    /// Where the agent listens for commands of this machine's root: a path for a socket, in a directory that is not
+    /// on a protected disk. See [`AgentConfig::control_socket`].
+    pub control_socket: Option<PathBuf>,
 }
 
 /// How changes are found.
@@ -124,6 +132,7 @@ impl AgentConfig {
         let base = path.parent().unwrap_or(Path::new("."));
         config.agent.group_key = base.join(&config.agent.group_key);
         config.agent.credentials = base.join(&config.agent.credentials);
+        config.application.hooks = base.join(&config.application.hooks);
         config.check().map_err(invalid)?;
         Ok(config)
     }
@@ -162,7 +171,13 @@ impl AgentConfig {
                 return Err(format!("volume name {:?} is used twice", volume.name));
             }
         }
-        Ok(())
+        self.application.check()
+    }
+
+    /// Where the agent listens for commands: /run/seawall/GROUP.sock, if nothing else is configured.
+    pub fn control_socket(&self) -> PathBuf {
+        let named = || Path::new(control::AGENT_SOCKET_DIR).join(format!("{}.sock", self.agent.group));
+        self.agent.control_socket.clone().unwrap_or_else(named)
     }
 
     /// A volume's identity: of its group and name, so that it stays when the device is renamed.
@@ -202,6 +217,13 @@ mod tests {
             ("name = \"log\"", "name = \"data\"", "used twice"),
             ("group = \"", "group = \"x", "32 hexadecimal digits"),
             ("source = \"auto\"", "source = \"magic\"", "magic"),
+            ("every_s = 3600", "every_s = 1", "every_s = 1"),
+            ("budget_ms = 2000", "budget_ms = 0", "budget_ms = 0"),
+            ("hook_timeout_ms = 30000", "hook_timeout_ms = 1", "hook_timeout_ms = 1"),
+            ("consistency = \"application\"", "consistency = \"crash\"", "every epoch_interval_ms"),
+            ("leave_out = [\"/", "leave_out = [\"", "not an absolute path"),
+            ("POSTGRESQL_DATA =", "\"A B\" =", "not the name of a variable"),
+            ("POSTGRESQL_DATA =", "SEAWALL_LABEL =", "the agent's own"),
         ] {
             let text = sample.replacen(from, to, 1);
             assert_ne!(text, sample, "{from}");

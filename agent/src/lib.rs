@@ -2,6 +2,8 @@
 //!
 //! Rooms: `config` reads the file; `engine` is the thread that drives the source and decides when to cut; `seal` turns
 //! folds into changesets; `outbox` holds them until the process server has them durably; `deliver` talks to it.
+//! `point` takes points that somebody asked for: `hooks` quiesces applications, `freeze` freezes filesystems, `order` is the way from
+//! there to the engine; `socket` is how root of this machine asks.
 //!
 //! Memory: open epoch, the epoch being sealed and the outbox together stay inside `epoch_memory_bytes`. When it is full the
 //! engine stops consuming; the ring fills; writes turn into dirty bits. The application never waits.
@@ -9,17 +11,27 @@
 //! Crash: nothing is persistent here. An agent that starts again asks the process server for the last epoch it holds and
 //! reads its disks again.
 
+mod application;
 mod config;
 mod deliver;
 mod engine;
+mod freeze;
+mod hooks;
+mod order;
 mod outbox;
+mod point;
 mod report;
 mod seal;
+mod socket;
 mod source;
 
+pub use application::{ApplicationSection, BUDGET_MS, ENVIRONMENT_MAX, EVERY_S, HOOK_TIMEOUT_MS};
 pub use config::{
     AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, SourceChoice, VolumeConfig,
 };
+pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
+pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};
+pub use socket::CONVERSATIONS_MAX;
 pub use source::probe;
 
 use std::sync::Arc;
@@ -32,8 +44,10 @@ use control::AgentReport;
 use wire::Credentials;
 
 use crate::engine::Engine;
+use crate::order::Orders;
 use crate::outbox::Outbox;
 use crate::report::Reports;
+use crate::socket::Socket;
 
 /// A running agent. Dropping it detaches the capture.
 pub struct Agent {
@@ -41,6 +55,8 @@ pub struct Agent {
     reports: Arc<Reports>,
     threads: Vec<JoinHandle<()>>,
     delivery: tokio::task::JoinHandle<()>,
+    /// `None` when it cannot be had; the agent does its work without it.
+    socket: Option<Socket>,
 }
 
 impl Agent {
@@ -57,13 +73,31 @@ impl Agent {
         let outbox = Arc::new(Outbox::new());
         let reports = Arc::new(Reports::new(&config, notes));
         let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
-        let engine = Engine::new(&config, source, sealer, outbox.clone(), reports.clone(), stop.clone());
+        let orders = Arc::new(Orders::default());
+        let scanned = source.status().volumes.iter().any(|volume| volume.mode == capture::Mode::Scan);
+        let engine = Engine::new(
+            &config,
+            source,
+            sealer,
+            outbox.clone(),
+            orders.clone(),
+            reports.clone(),
+            stop.clone(),
+        );
         let engine = std::thread::Builder::new()
             .name("capture".into())
             .spawn(move || engine.run())
             .context("start the capture thread")?;
+        let (points, point_thread) = point::start(&config, scanned, orders, stop.clone())?;
+        let socket = Socket::listen(config.control_socket(), points, outbox.clone());
+        if let Err(error) = &socket {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "`seawall point` cannot reach this agent; replication goes on");
+        }
         let delivery = tokio::spawn(deliver::run(config, credentials, outbox, reports.clone()));
-        Ok(Agent { stop, reports, threads: vec![engine, seal_thread], delivery })
+        // Points first: what is frozen is thawed, and applications go on, before anything else ends.
+        let threads = vec![point_thread, engine, seal_thread];
+        Ok(Agent { stop, reports, threads, delivery, socket: socket.ok() })
     }
 
     /// What the agent says of itself, at most a second old.
@@ -79,6 +113,7 @@ impl Agent {
     fn stop_all(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         self.delivery.abort();
+        self.socket.take();
         for thread in self.threads.drain(..) {
             // A panicked thread has already reported itself.
             let _ = thread.join();

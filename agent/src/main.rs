@@ -1,6 +1,7 @@
 //! `seawall-agent`: captures this machine's disks.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -45,7 +46,15 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    if let Some(code) = seawall_agent::watchdog_instead() {
+        return Ok(code);
+    }
+    run()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Command::CheckConfig { config } => {

@@ -141,7 +141,13 @@ fn agent_config(group: &GroupId, process_server: &str, volumes: &[(String, PathB
          # The agent's memory for what is not cached yet.\n\
          epoch_memory_bytes = \"256MiB\"\n\
          # auto, ebpf or scan.\n\
-         source = \"auto\"\n",
+         source = \"auto\"\n\
+         \n\
+         # More than crash-consistent points: `seawall point now`, or one each so many seconds.\n\
+         [application]\n\
+         every_s = 0\n\
+         # Executables that quiesce applications; docs/hooks.md.\n\
+         hooks = \"hooks\"\n",
         quoted(process_server)
     );
     for (name, device) in volumes {

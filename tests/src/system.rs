@@ -69,8 +69,12 @@ impl System {
         let output = command.output()?;
         ensure!(output.status.success(), "seawall init: {}", String::from_utf8_lossy(&output.stderr));
         let system = System { dir, running: Vec::new() };
+        let socket = system.socket();
         system.edit(Part::Agent, |text| {
-            text.replace("epoch_interval_ms = 1000", &format!("epoch_interval_ms = {epoch_ms}"))
+            text.replace(
+                "epoch_interval_ms = 1000",
+                &format!("epoch_interval_ms = {epoch_ms}\ncontrol_socket = {:?}", socket.display().to_string()),
+            )
         })?;
         Ok(system)
     }
@@ -78,6 +82,11 @@ impl System {
     /// The directory for this test's own files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where the agent listens for commands.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
     }
 
     /// The directory of a part.

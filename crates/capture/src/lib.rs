@@ -20,6 +20,6 @@ pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
 pub use error::CaptureError;
 pub use kernel::{KernelTap, KernelTapOptions, OBJECT};
 pub use scan::{SCAN_BYTES_PER_STEP, ScanSource};
-pub use source::{Cut, Mode, Progress, Source, SourceStatus, VolumeStatus};
+pub use source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
 pub use tap::{LossReason, Record, RecordKind, RingPosition, Tap, TapCounters, VolumeIndex};
 pub use tracker::{TRACKER_LANE_BYTES_MAX, Tracker, TrackerLimits};
