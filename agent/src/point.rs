@@ -393,6 +393,7 @@ impl Taker {
         runner.set("SEAWALL_GROUP", self.group.to_string());
         runner.set("SEAWALL_LABEL", wish.label.as_ref().map_or_else(String::new, Label::to_string));
         runner.set("SEAWALL_FILESYSTEMS", freeze::lines(&found.filesystems));
+        runner.set("SEAWALL_TIMEOUT_S", timeout.as_secs().max(1).to_string());
         runner.set("SEAWALL_HOLD_S", hold.as_secs().to_string());
         drop(found);
         let mut quiesced = Quiesced { runner, ran: Vec::new() };

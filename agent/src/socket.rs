@@ -98,16 +98,16 @@ async fn converse(stream: UnixStream, points: &Points, outbox: &Outbox) -> anyho
     let uid = stream.peer_cred().context("ask who speaks")?.uid();
     let ours = rustix::process::geteuid().as_raw();
     let (reader, mut writer) = stream.into_split();
-    if uid != 0 && uid != ours {
-        let reason = format!("command the agent: user {uid} is not root");
-        return refuse(&mut writer, AgentRefusal::NotAllowed, reason).await;
-    }
     let mut line = Vec::new();
     let mut reader = BufReader::new(reader.take(AGENT_REQUEST_BYTES_MAX as u64 + 1));
     tokio::time::timeout(REQUEST_MAX, reader.read_until(b'\n', &mut line))
         .await
         .context("wait for a request")?
         .context("read a request")?;
+    if uid != 0 && uid != ours {
+        let reason = format!("command the agent: user {uid} is not root");
+        return refuse(&mut writer, AgentRefusal::NotAllowed, reason).await;
+    }
     if line.len() > AGENT_REQUEST_BYTES_MAX {
         let reason = format!("read request: longer than {AGENT_REQUEST_BYTES_MAX} bytes");
         return refuse(&mut writer, AgentRefusal::BadRequest, reason).await;

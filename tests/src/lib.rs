@@ -1,6 +1,7 @@
 //! What the whole-system tests share.
 
 pub mod follower;
+pub mod frozen;
 pub mod system;
 
 /// Says why a test cannot run here, loudly, and whether it may be left out: CI may leave nothing out.

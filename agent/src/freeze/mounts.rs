@@ -36,8 +36,8 @@ impl DeviceNumber {
         Some(DeviceNumber(major.parse().ok()?, minor.parse().ok()?))
     }
 
-    fn sys(self) -> PathBuf {
-        PathBuf::from(format!("/sys/dev/block/{}:{}", self.0, self.1))
+    fn sys(self, sys: &Path) -> PathBuf {
+        sys.join(format!("dev/block/{}:{}", self.0, self.1))
     }
 }
 
@@ -193,11 +193,13 @@ fn open(entry: &Entry) -> Option<File> {
 }
 
 fn lies_on(entry: &Entry, disks: &HashSet<DeviceNumber>, entries: &[Entry]) -> anyhow::Result<bool> {
-    Stack { disks, entries }.entry(entry, 0)
+    Stack { sys: Path::new("/sys"), disks, entries }.entry(entry, 0)
 }
 
 /// Goes down from filesystems to disks.
 struct Stack<'a> {
+    /// Where sysfs is mounted.
+    sys: &'a Path,
     disks: &'a HashSet<DeviceNumber>,
     entries: &'a [Entry],
 }
@@ -219,7 +221,7 @@ impl Stack<'_> {
             let Some(number) = DeviceNumber::of(Path::new(path)) else {
                 bail!("its device {path} is not there");
             };
-            for member in btrfs_members(number) {
+            for member in btrfs_members(self.sys, number) {
                 any |= self.device(member, depth)?;
             }
         }
@@ -233,8 +235,8 @@ impl Stack<'_> {
         if depth > LAYERS_MAX {
             bail!("more than {LAYERS_MAX} layers of devices");
         }
-        let sys =
-            fs::canonicalize(number.sys()).with_context(|| format!("look up {}", number.sys().display()))?;
+        let sys = number.sys(self.sys);
+        let sys = fs::canonicalize(&sys).with_context(|| format!("look up {}", sys.display()))?;
         if sys.join("partition").exists() {
             let disk = sys.parent().map(|disk| disk.join("dev")).unwrap_or_default();
             return self.device(read_number(&disk)?, depth + 1);
@@ -265,12 +267,12 @@ fn read_number(file: &Path) -> anyhow::Result<DeviceNumber> {
 }
 
 /// All devices of the Btrfs filesystem that `number` belongs to; itself when it belongs to none.
-fn btrfs_members(number: DeviceNumber) -> Vec<DeviceNumber> {
+fn btrfs_members(sys: &Path, number: DeviceNumber) -> Vec<DeviceNumber> {
     let devices = |filesystem: PathBuf| -> Vec<DeviceNumber> {
         let list = fs::read_dir(filesystem.join("devices")).into_iter().flatten().flatten();
         list.filter_map(|device| read_number(&device.path().join("dev")).ok()).collect()
     };
-    let filesystems = fs::read_dir("/sys/fs/btrfs").into_iter().flatten().flatten();
+    let filesystems = fs::read_dir(sys.join("fs/btrfs")).into_iter().flatten().flatten();
     let mut all = filesystems.map(|filesystem| devices(filesystem.path()));
     all.find(|devices| devices.contains(&number)).unwrap_or_else(|| vec![number])
 }
@@ -312,6 +314,45 @@ mod tests {
         assert!(!xfs.read_only && !entries[3].read_only && entries[5].read_only);
         assert_eq!((entries[4].source.as_str(), entries[4].number), ("/dev/vdb", DeviceNumber(0, 50)));
         assert!(parse("not a line\n", Path::new("/")).is_err());
+    }
+
+    /// A logical volume on an md array of two partitions, as sysfs shows it: two disks, and a third that has nothing to do with it.
+    #[test]
+    fn stacks_of_devices_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = dir.path();
+        let place = |path: &str, number: &str| {
+            let place = sys.join("devices").join(path);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("dev"), format!("{number}\n")).unwrap();
+            fs::create_dir_all(sys.join("dev/block")).unwrap();
+            std::os::unix::fs::symlink(&place, sys.join("dev/block").join(number)).unwrap();
+            place
+        };
+        for disk in ["sda 8:0 8:1", "sdb 8:16 8:17", "sdc 8:32 8:33"] {
+            let [name, whole, part] = disk.split(' ').collect::<Vec<_>>()[..] else { panic!("{disk}") };
+            place(name, whole);
+            fs::write(place(&format!("{name}/{name}1"), part).join("partition"), "1\n").unwrap();
+        }
+        let below = |upper: &Path, lower: &str| {
+            fs::create_dir_all(upper.join("slaves")).unwrap();
+            let lower = sys.join("devices").join(lower);
+            std::os::unix::fs::symlink(&lower, upper.join("slaves").join(lower.file_name().unwrap()))
+                .unwrap();
+        };
+        let md = place("virtual/block/md0", "9:0");
+        below(&md, "sda/sda1");
+        below(&md, "sdb/sdb1");
+        below(&place("virtual/block/dm-0", "253:0"), "virtual/block/md0");
+        let on = |disk: DeviceNumber, device: DeviceNumber| {
+            Stack { sys, disks: &HashSet::from([disk]), entries: &[] }.device(device, 0).unwrap()
+        };
+        let logical = DeviceNumber(253, 0);
+        assert!(on(DeviceNumber(8, 0), logical) && on(DeviceNumber(8, 16), logical));
+        assert!(!on(DeviceNumber(8, 32), logical));
+        assert!(on(DeviceNumber(8, 32), DeviceNumber(8, 33)));
+        let missing = Stack { sys, disks: &HashSet::new(), entries: &[] }.device(DeviceNumber(1, 1), 0);
+        assert!(missing.unwrap_err().to_string().contains("1:1"));
     }
 
     /// Whatever this machine is made of: every mount on a real device is told, and the root lies on its own device.
