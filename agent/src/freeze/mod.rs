@@ -175,3 +175,91 @@ fn refusal(filesystem: &Filesystem, error: Errno) -> String {
 pub(crate) fn disks<'p>(paths: impl Iterator<Item = &'p PathBuf>) -> std::collections::HashSet<DeviceNumber> {
     paths.filter_map(|path| DeviceNumber::of(path)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use scratch::{FileSystem, LoopDisk, Mount};
+
+    use super::*;
+
+    fn filesystem(point: &Path) -> Filesystem {
+        let dir = std::fs::File::open(point).unwrap();
+        let device = dir.metadata().unwrap().dev();
+        let number = DeviceNumber(rustix::fs::major(device), rustix::fs::minor(device));
+        Filesystem { mount_point: point.to_owned(), kind: "some".into(), number, dir }
+    }
+
+    /// Says loudly when a test cannot run, which it must in CI.
+    fn can_freeze(test: &str, program: &Path) -> bool {
+        let why = match (scratch::is_root(), program.exists()) {
+            (false, _) => "it needs root",
+            (_, false) => "run `cargo build --workspace --bins` first",
+            (true, true) => return true,
+        };
+        eprintln!("NOT RUN: {test}: {why}");
+        assert!(std::env::var_os("CI").is_none(), "{test} must run in CI, but: {why}");
+        false
+    }
+
+    fn program() -> PathBuf {
+        std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("seawall-agent")
+    }
+
+    #[test]
+    fn kernel_a_freeze_that_the_watchdog_ended_did_not_hold() {
+        if !can_freeze("kernel_a_freeze_that_the_watchdog_ended_did_not_hold", &program()) {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let disk = LoopDisk::create(&dir.path().join("disk"), 64 << 20).unwrap();
+        FileSystem::Ext4.make(disk.device()).unwrap();
+        let mount = Mount::new(disk.device(), &dir.path().join("mnt"), "defaults").unwrap();
+        let filesystems = [filesystem(mount.point())];
+        let file = mount.point().join("file");
+
+        let mut freeze = Freeze::prepare_with(&program(), &filesystems, Duration::from_secs(60)).unwrap();
+        freeze.freeze().unwrap();
+        let thaw = freeze.thaw();
+        assert_eq!(thaw.held, Ok(()));
+        drop(freeze);
+        std::fs::write(&file, "thawed").unwrap();
+
+        let mut freeze = Freeze::prepare_with(&program(), &filesystems, Duration::from_millis(200)).unwrap();
+        freeze.freeze().unwrap();
+        // Ends only when the watchdog has thawed.
+        std::fs::write(&file, "thawed").unwrap();
+        let thaw = freeze.thaw();
+        assert!(thaw.held.unwrap_err().contains("was thawed before"));
+        assert!(thaw.lasted >= Duration::from_millis(200));
+        drop(freeze);
+
+        // Dropped without a word, as by a panic.
+        let mut freeze = Freeze::prepare_with(&program(), &filesystems, Duration::from_secs(60)).unwrap();
+        freeze.freeze().unwrap();
+        drop(freeze);
+        std::fs::write(&file, "thawed").unwrap();
+
+        // One that cannot be frozen: the others are thawed again.
+        let other = Mount::memory(&dir.path().join("memory"), 1 << 20).unwrap();
+        let both = [filesystem(mount.point()), filesystem(other.point())];
+        let mut freeze = Freeze::prepare_with(&program(), &both, Duration::from_secs(60)).unwrap();
+        let refused = freeze.freeze().unwrap_err();
+        assert!(refused.contains("memory (some) cannot be frozen"), "{refused}");
+        drop(freeze);
+        std::fs::write(&file, "thawed").unwrap();
+        drop((filesystems, both));
+    }
+
+    #[test]
+    fn a_program_that_is_no_watchdog_is_found_out_before_anything_is_frozen() {
+        let dir = tempfile::tempdir().unwrap();
+        let filesystems = [filesystem(dir.path())];
+        for program in ["/bin/true", "/bin/cat", "/nonexistent"] {
+            let refused = Freeze::prepare_with(Path::new(program), &filesystems, Duration::from_secs(1));
+            let error = format!("{:#}", refused.unwrap_err());
+            assert!(error.contains("watchdog"), "{program}: {error}");
+        }
+    }
+}
