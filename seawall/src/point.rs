@@ -113,8 +113,12 @@ fn find_socket(options: &PointNowOptions) -> anyhow::Result<PathBuf> {
 
 fn only_one(dir: &Path) -> anyhow::Result<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut sockets: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "sock")).collect();
+    // One that was killed leaves its socket behind, which nobody answers at.
+    let answers = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "sock")
+            && std::os::unix::net::UnixStream::connect(path).is_ok()
+    };
+    let mut sockets: Vec<PathBuf> = entries.filter(answers).collect();
     match (sockets.pop(), sockets.is_empty()) {
         (Some(socket), true) => Ok(socket),
         (None, _) => bail!(
@@ -146,10 +150,12 @@ mod tests {
     fn the_only_agent_is_found() {
         let dir = tempfile::tempdir().unwrap();
         assert!(only_one(dir.path()).unwrap_err().to_string().contains("none listens"));
-        std::fs::write(dir.path().join("a.sock"), "").unwrap();
+        let listen = |name: &str| std::os::unix::net::UnixListener::bind(dir.path().join(name)).unwrap();
+        drop(listen("killed.sock"));
+        let _first = listen("a.sock");
         std::fs::create_dir(dir.path().join("a.hooks")).unwrap();
         assert_eq!(only_one(dir.path()).unwrap(), dir.path().join("a.sock"));
-        std::fs::write(dir.path().join("b.sock"), "").unwrap();
+        let _second = listen("b.sock");
         assert!(only_one(dir.path()).unwrap_err().to_string().contains("2 agents"));
     }
 

@@ -134,11 +134,6 @@ impl PointNote {
         }
         Ok(())
     }
-
-    /// Whether it says nothing.
-    pub fn is_empty(&self) -> bool {
-        *self == PointNote::default()
-    }
 }
 
 fn keep_start(text: &str) -> String {
