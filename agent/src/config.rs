@@ -6,6 +6,8 @@ use block::{ByteCount, Generation, GroupId, VolumeId, size_from_text};
 use capture::DeviceName;
 use serde::{Deserialize, Deserializer};
 
+use crate::application::ApplicationSection;
+
 /// The shortest and the longest epoch interval, in milliseconds.
 pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
 /// Where tracking is kept if the configuration names no other place.
@@ -24,6 +26,9 @@ pub struct AgentConfig {
     pub agent: AgentSection,
     /// The disks that share one cut.
     pub volume: Vec<VolumeConfig>,
+    /// Points that more than a power cut could have left.
+    #[serde(default)]
+    pub application: ApplicationSection,
 }
 
 /// `[agent]`.
@@ -65,6 +70,9 @@ pub struct AgentSection {
     /// File in which the agent remembers which disks it protects. Relative to the configuration file.
     #[serde(default = "default_disks_file")]
     pub disks_file: PathBuf,
+    /// Where the agent listens for commands of this machine's root: a path for a socket, in a directory that is not
+    /// on a protected disk. See [`AgentConfig::control_socket`].
+    pub control_socket: Option<PathBuf>,
 }
 
 /// How changes are found.
@@ -164,6 +172,7 @@ impl AgentConfig {
         config.agent.group_key = base.join(&config.agent.group_key);
         config.agent.credentials = base.join(&config.agent.credentials);
         config.agent.disks_file = base.join(&config.agent.disks_file);
+        config.application.hooks = base.join(&config.application.hooks);
         config.check().map_err(invalid)?;
         Ok(config)
     }
@@ -208,7 +217,13 @@ impl AgentConfig {
                 return Err(format!("volume name {:?} is used twice", volume.name));
             }
         }
-        Ok(())
+        self.application.check()
+    }
+
+    /// Where the agent listens for commands: /run/seawall/GROUP.sock, if nothing else is configured.
+    pub fn control_socket(&self) -> PathBuf {
+        let named = || Path::new(control::AGENT_SOCKET_DIR).join(format!("{}.sock", self.agent.group));
+        self.agent.control_socket.clone().unwrap_or_else(named)
     }
 
     /// A volume's identity: of its group and name, so that it stays when the device is renamed.
@@ -250,6 +265,13 @@ mod tests {
             ("group = \"", "group = \"x", "32 hexadecimal digits"),
             ("device = \"/dev/vdb\"", "device = \"uuid:1\"", "fsuuid"),
             ("source = \"auto\"", "source = \"magic\"", "magic"),
+            ("every_s = 3600", "every_s = 1", "every_s = 1"),
+            ("budget_ms = 2000", "budget_ms = 0", "budget_ms = 0"),
+            ("hook_timeout_ms = 30000", "hook_timeout_ms = 1", "hook_timeout_ms = 1"),
+            ("consistency = \"application\"", "consistency = \"crash\"", "every epoch_interval_ms"),
+            ("leave_out = [\"/", "leave_out = [\"", "not an absolute path"),
+            ("POSTGRESQL_DATA =", "\"A B\" =", "not the name of a variable"),
+            ("POSTGRESQL_DATA =", "SEAWALL_LABEL =", "the agent's own"),
         ] {
             let text = sample.replacen(from, to, 1);
             assert_ne!(text, sample, "{from}");

@@ -2,31 +2,38 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use capture::{Progress, Source};
+use changeset::Fold;
 
 use crate::config::AgentConfig;
+use crate::order::{Orders, Serving};
 use crate::outbox::Outbox;
 use crate::report::Reports;
-use crate::seal::{Job, Sealer};
+use crate::seal::{Job, Sealer, Verdict};
 use crate::volumes::Presence;
 
 /// An epoch is cut early when it holds this much, so that sealing, sending and applying overlap.
 const EPOCH_BYTES: ByteCount = ByteCount::mib(32);
 /// Epochs that may wait in the outbox before the timer stops cutting: from then on the open epoch coalesces.
-const EPOCHS_UNSENT_MAX: usize = 8;
+pub(crate) const EPOCHS_UNSENT_MAX: usize = 8;
 /// How long the engine sleeps when there is nothing to do; doubled from one to the other while it stays so.
 const IDLE_SLEEP: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(8));
+/// How long it sleeps while something is frozen.
+const URGENT_SLEEP: Duration = Duration::from_micros(100);
 /// How often the report is renewed.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 pub(crate) struct Engine {
-    source: Box<dyn Source>,
+    pub(crate) source: Box<dyn Source>,
     presence: Arc<Presence>,
-    sealer: Sealer,
-    outbox: Arc<Outbox>,
+    pub(crate) sealer: Sealer,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) orders: Arc<Orders>,
+    pub(crate) serving: Serving,
     reports: Arc<Reports>,
     stop: Arc<AtomicBool>,
     interval: Duration,
@@ -42,13 +49,27 @@ impl Engine {
         presence: Arc<Presence>,
         sealer: Sealer,
         outbox: Arc<Outbox>,
+        orders: Arc<Orders>,
         reports: Arc<Reports>,
         stop: Arc<AtomicBool>,
     ) -> Engine {
         let interval = Duration::from_millis(config.agent.epoch_interval_ms);
         let memory = config.agent.epoch_memory_bytes;
+        let serving = Serving::default();
         let acknowledged = Epoch::NONE;
-        Engine { source, presence, sealer, outbox, reports, stop, interval, memory, acknowledged }
+        Engine {
+            source,
+            presence,
+            sealer,
+            outbox,
+            orders,
+            serving,
+            reports,
+            stop,
+            interval,
+            memory,
+            acknowledged,
+        }
     }
 
     /// Runs until told to stop.
@@ -70,6 +91,7 @@ impl Engine {
                 self.acknowledged = held;
                 self.source.acknowledged(held);
             }
+            let served = self.serve(progress);
             let now = Instant::now();
             let due = now >= next_cut;
             let large = progress == Progress::Full || self.source.open_bytes() >= EPOCH_BYTES;
@@ -84,11 +106,12 @@ impl Engine {
                 next_report = now + REPORT_EVERY;
                 self.reports.update(&*self.source, &self.outbox, self.memory_used());
             }
-            if progress == Progress::Busy || cut {
+            if progress == Progress::Busy || cut || served {
                 sleep = IDLE_SLEEP.0;
             } else {
                 let until_cut = next_cut.saturating_duration_since(now).max(IDLE_SLEEP.0);
-                std::thread::sleep(sleep.min(until_cut));
+                let most = if self.serving.is_urgent() { URGENT_SLEEP } else { until_cut };
+                self.orders.sleep(sleep.min(most));
                 sleep = (sleep * 2).min(IDLE_SLEEP.1);
             }
         }
@@ -99,14 +122,14 @@ impl Engine {
     }
 
     /// What the open epoch may hold, so that it, the sealing one with its result, and the outbox stay in the budget.
-    fn open_limit(&self) -> ByteCount {
+    pub(crate) fn open_limit(&self) -> ByteCount {
         let free = self.memory.saturating_sub(self.outbox.progress().bytes);
         let sealing = ByteCount(self.sealer.bytes().0 * 2);
         ByteCount(free.0 / 3).min(free.saturating_sub(sealing))
     }
 
     /// Ends the epoch, if there is something to end, a number for it, and nobody is waiting before it.
-    fn cut(&mut self) -> bool {
+    pub(crate) fn cut(&mut self) -> bool {
         let point = self.source.consistency() != Consistency::None;
         if !point && self.source.open_bytes() == ByteCount::ZERO {
             return false; // neither a point nor a change
@@ -119,12 +142,31 @@ impl Engine {
             self.sealer.give_back(spare);
             return false;
         };
+        self.cut_as(epoch, spare, None);
+        true
+    }
+
+    /// Ends the epoch as `epoch`. It is sealed when the verdict has come, if there is to be one.
+    pub(crate) fn cut_as(
+        &mut self,
+        epoch: Epoch,
+        spare: Fold,
+        verdict: Option<Receiver<Verdict>>,
+    ) -> (Consistency, UnixNanos) {
         let mut cut = self.source.cut(spare, epoch);
         // Looked at after the cut: what is there now was there all the time before.
         if self.presence.any_gone() {
             cut.consistency = Consistency::None;
         }
-        self.sealer.seal(Job { epoch, cut, volumes: self.source.volumes() });
-        true
+        let what = (cut.consistency, cut.time);
+        self.sealer.seal(Job { epoch, cut, volumes: self.source.volumes(), verdict });
+        what
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // However it ended: who waits for a cut must not wait for ever, with filesystems frozen.
+        self.orders.close();
     }
 }

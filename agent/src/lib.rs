@@ -2,7 +2,9 @@
 //!
 //! Rooms: `config` reads the file; `volumes` finds the disks; `engine` is the thread that drives the source and decides when
 //! to cut; `seal` turns folds into changesets; `outbox` holds them until the process server has them durably; `deliver`
-//! talks to it; `check` says what the machine lacks.
+//! talks to it; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
+//! applications, `freeze` freezes filesystems, `order` is the way from there to the engine; `socket` is how root of this
+//! machine asks.
 //!
 //! Memory: open epoch, the epoch being sealed and the outbox together stay inside `epoch_memory_bytes`. When it is full the
 //! engine stops consuming; the ring fills; writes turn into dirty bits. The application never waits.
@@ -11,21 +13,31 @@
 //! held by the process server. An agent that starts again asks the process server for the last epoch it holds, and reads
 //! just those granules again. After a reboot it reads everything.
 
+mod application;
 mod check;
 mod config;
 mod deliver;
 mod engine;
+mod freeze;
+mod hooks;
+mod order;
 mod outbox;
+mod point;
 mod report;
 mod seal;
+mod socket;
 mod source;
 mod volumes;
 
+pub use application::{ApplicationSection, BUDGET_MS, ENVIRONMENT_MAX, EVERY_S, HOOK_TIMEOUT_MS};
 pub use check::{CheckReport, check};
 pub use config::{
     AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, RING_BYTES_MAX,
     SourceChoice, TRACKING_FOLDER, VolumeConfig,
 };
+pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
+pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};
+pub use socket::CONVERSATIONS_MAX;
 pub use source::probe;
 
 use std::sync::Arc;
@@ -38,8 +50,10 @@ use control::AgentReport;
 use wire::Credentials;
 
 use crate::engine::Engine;
+use crate::order::Orders;
 use crate::outbox::Outbox;
 use crate::report::Reports;
+use crate::socket::Socket;
 use crate::source::Opened;
 use crate::volumes::Volumes;
 
@@ -51,6 +65,8 @@ pub struct Agent {
     /// Keeps the disks from other agents.
     _volumes: Volumes,
     delivery: tokio::task::JoinHandle<()>,
+    /// `None` when it cannot be had; the agent does its work without it.
+    socket: Option<Socket>,
 }
 
 impl Agent {
@@ -69,12 +85,15 @@ impl Agent {
         let outbox = Arc::new(Outbox::new(resumed));
         let reports = Arc::new(Reports::new(&config, &volumes, notes));
         let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
+        let orders = Arc::new(Orders::default());
+        let scanned = source.status().volumes.iter().any(|volume| volume.mode == capture::Mode::Scan);
         let engine = Engine::new(
             &config,
             source,
             volumes.presence.clone(),
             sealer,
             outbox.clone(),
+            orders.clone(),
             reports.clone(),
             stop.clone(),
         );
@@ -82,8 +101,17 @@ impl Agent {
             .name("capture".into())
             .spawn(move || engine.run())
             .context("start the capture thread")?;
+        let disks = volumes.list.iter().map(|volume| volume.path.clone()).collect();
+        let (points, point_thread) = point::start(&config, disks, scanned, orders, stop.clone())?;
+        let socket = Socket::listen(config.control_socket(), points, outbox.clone());
+        if let Err(error) = &socket {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "`seawall point` cannot reach this agent; replication goes on");
+        }
         let delivery = tokio::spawn(deliver::run(config, credentials, outbox, reports.clone()));
-        Ok(Agent { stop, reports, threads: vec![engine, seal_thread], _volumes: volumes, delivery })
+        // Points first: what is frozen is thawed, and applications go on, before anything else ends.
+        let threads = vec![point_thread, engine, seal_thread];
+        Ok(Agent { stop, reports, threads, _volumes: volumes, delivery, socket: socket.ok() })
     }
 
     /// What the agent says of itself, at most a second old.
@@ -99,6 +127,7 @@ impl Agent {
     fn stop_all(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         self.delivery.abort();
+        self.socket.take();
         for thread in self.threads.drain(..) {
             // A panicked thread has already reported itself.
             let _ = thread.join();

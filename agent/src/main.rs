@@ -88,6 +88,9 @@ configuration cannot be read.")]
 }
 
 fn main() -> anyhow::Result<ExitCode> {
+    if let Some(code) = seawall_agent::watchdog_instead() {
+        return Ok(code);
+    }
     let cli = Cli::parse();
     match cli.command {
         Command::Check { config, json, devices } => {

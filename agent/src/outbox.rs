@@ -99,6 +99,11 @@ impl Outbox {
         Outbox { state: Mutex::new(state), changed: Notify::new() }
     }
 
+    /// Whether the process server has said where to go on.
+    pub(crate) fn is_opened(&self) -> bool {
+        self.state.lock().numbered.is_some()
+    }
+
     /// Gives the next epoch its number; `None` until the process server has been asked.
     pub(crate) fn number(&self) -> Option<Epoch> {
         let mut state = self.state.lock();

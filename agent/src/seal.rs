@@ -6,9 +6,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use block::{ByteCount, Epoch, Generation, GroupId};
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote};
 use capture::Cut;
-use changeset::{Fold, GroupKey, Level, SealOptions, Stamp, VolumeInfo, seal};
+use changeset::{Fold, GroupKey, Level, SealOptions, Stamp, VolumeInfo, seal_point};
 
 use crate::config::AgentConfig;
 use crate::outbox::{Entry, Outbox};
@@ -27,6 +27,28 @@ pub(crate) struct Job {
     pub(crate) epoch: Epoch,
     pub(crate) cut: Cut,
     pub(crate) volumes: Vec<VolumeInfo>,
+    /// Comes when all is known of a point that somebody asked for; it is not sealed before.
+    pub(crate) verdict: Option<Receiver<Verdict>>,
+}
+
+/// What is told of a point that somebody asked for.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    /// What it is, if it is a point at all.
+    pub(crate) consistency: Consistency,
+    pub(crate) note: PointNote,
+}
+
+impl Job {
+    /// What may be said of the epoch. Waits for the verdict, if there is to be one.
+    fn judge(&self) -> (Consistency, PointNote) {
+        let Some(verdict) = &self.verdict else { return (self.cut.consistency, PointNote::default()) };
+        match verdict.recv() {
+            Ok(verdict) if self.cut.consistency.is_point() => (verdict.consistency, verdict.note.bounded()),
+            // Who asked has ended without a word, or the epoch is no point: what the cut says holds.
+            _ => (self.cut.consistency, PointNote::default()),
+        }
+    }
 }
 
 /// The engine's end of the sealer: one epoch at a time.
@@ -108,10 +130,11 @@ fn seal_one(
     key: &GroupKey,
     level: Level,
 ) -> Result<Entry, changeset::SealError> {
-    let (consistency, cut_time) = (job.cut.consistency, job.cut.time);
+    let cut_time = job.cut.time;
+    let (consistency, note) = job.judge();
     let stamp = Stamp { group, generation, epoch: job.epoch, consistency, cut_time };
     let options = SealOptions { level, threads: SEAL_THREADS };
-    let sealed = seal(&stamp, &job.volumes, &job.cut.fold, key, options)?;
+    let sealed = seal_point(&stamp, &note, &job.volumes, &job.cut.fold, key, options)?;
     let bytes = sealed.total_bytes();
     Ok(Entry { epoch: job.epoch, consistency, cut_time, pieces: sealed.pieces, bytes })
 }

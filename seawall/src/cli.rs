@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use block::GroupId;
+use block::{Consistency, GroupId, Label};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use control::PointSelector;
 
@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// List the recovery points
     Points(PointsOptions),
+    /// Take a recovery point: ask the agent of this machine
+    Point(PointOptions),
     /// Write a volume as it was at a recovery point into a sparse raw file
     Restore(RestoreOptions),
     /// Show and prove everything on this machine, and leave nothing behind
@@ -70,6 +72,7 @@ impl Command {
             Command::Status(options) => options.json,
             Command::Points(options) => options.json,
             Command::Restore(options) => options.json,
+            Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Demo(options) => options.json,
             Command::Init(_) | Command::Run(_) => false,
         }
@@ -175,6 +178,76 @@ pub(crate) struct PointsOptions {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  seawall point now --consistency application --label 'before the upgrade'")]
+pub(crate) struct PointOptions {
+    #[command(subcommand)]
+    pub(crate) command: PointCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointCommand {
+    /// Take one now
+    #[command(after_help = "Examples:
+  seawall point now
+  seawall point now --consistency application --label before-upgrade --wait
+  seawall point now --consistency filesystem --agent-config /etc/seawall/agent.toml --json
+
+To be run as root on the protected machine. An application-consistent point runs the hooks (docs/hooks.md), freezes the mounted
+filesystems for an instant, and thaws them; what cannot be had makes the point less, down to crash-consistent, and the reason is
+said and kept with it.
+
+Exit status 0 when the point is what was asked for, 3 when it is less, 1 when there is none.")]
+    Now(PointNowOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PointNowOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// What it should be
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) consistency: WantedConsistency,
+    /// What to call it
+    #[arg(long, value_name = "TEXT", value_parser = crate::point::parse_label)]
+    pub(crate) label: Option<Label>,
+    /// Wait until the target holds it
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Configuration of the agent [default: DIR/agent/agent.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) agent_config: Option<PathBuf>,
+    /// Socket of the agent [default: what its configuration says, else the only one in /run/seawall]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// One JSON object, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a point should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WantedConsistency {
+    /// Hooks and freeze
+    #[default]
+    Application,
+    /// Freeze
+    Filesystem,
+    /// Neither
+    Crash,
+}
+
+impl From<WantedConsistency> for Consistency {
+    fn from(wanted: WantedConsistency) -> Consistency {
+        match wanted {
+            WantedConsistency::Application => Consistency::Application,
+            WantedConsistency::Filesystem => Consistency::Filesystem,
+            WantedConsistency::Crash => Consistency::Crash,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   The newest state, as a raw image that any tool can boot or mount:
     seawall restore --volume vdb --point latest --out vdb.img
@@ -254,6 +327,7 @@ mod tests {
         let mut examples = 0;
         for sub in command.get_subcommands_mut() {
             let help = sub.get_after_help().expect("every command has examples").to_string();
+            let help = help.replace("'before the upgrade'", "before");
             let joined = help.replace("\\\n", " ");
             for line in joined.lines().filter_map(|line| line.trim().strip_prefix("seawall ")) {
                 let line = line.split('|').next().unwrap_or(line);

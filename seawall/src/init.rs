@@ -143,7 +143,13 @@ fn agent_config(group: &GroupId, process_server: &str, volumes: &[(String, PathB
          # auto, ebpf or scan.\n\
          source = \"auto\"\n\
          # The kernel goes on tracking while the agent is stopped; `seawall-agent detach` ends it.\n\
-         keep_tracking = true\n",
+         keep_tracking = true\n\
+         \n\
+         # More than crash-consistent points: `seawall point now`, or one each so many seconds.\n\
+         [application]\n\
+         every_s = 0\n\
+         # Executables that quiesce applications; docs/hooks.md.\n\
+         hooks = \"hooks\"\n",
         quoted(process_server)
     );
     for (name, device) in volumes {

@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod demo;
 mod init;
+mod point;
 mod points;
 mod restore;
 mod run;
@@ -15,9 +16,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, PointCommand};
 
 fn main() -> ExitCode {
+    if let Some(code) = seawall_agent::watchdog_instead() {
+        return code;
+    }
     let cli = Cli::parse();
     let json = cli.command.json();
     match start(cli) {
@@ -50,6 +54,10 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Run(options) => run::run(&options).await?,
             Command::Status(options) => return status::run(&options).await,
             Command::Points(options) => points::run(&options).await?,
+            Command::Point(options) => {
+                let PointCommand::Now(options) = &options.command;
+                return point::now(options).await;
+            }
             Command::Restore(options) => restore::run(&options).await?,
             Command::Demo(options) => demo::run(options).await?,
         }

@@ -1,5 +1,7 @@
 //! `seawall points`.
 
+use std::fmt::Write;
+
 use block::UnixNanos;
 use control::{GroupPoints, PointsReply};
 
@@ -32,13 +34,17 @@ fn render(reply: &PointsReply, now: UnixNanos) -> String {
 fn render_group(group: &GroupPoints, now: UnixNanos) -> String {
     let volumes: Vec<String> =
         group.volumes.iter().map(|volume| format!("{} ({})", volume.name, volume.size)).collect();
-    let heading = format!("Group {}, generation {}: {}\n", group.group, group.generation, volumes.join(", "));
+    let mut heading =
+        format!("Group {}, generation {}: {}\n", group.group, group.generation, volumes.join(", "));
     if group.points.is_empty() {
         return format!(
             "{heading}No recovery point yet; `seawall status` shows how far the first copy is.\n"
         );
     }
-    let mut table = text::table(&["Point", "Time here", "UTC", "Age", "Consistency", "Changed"], &[0, 3, 5]);
+    let mut table = text::table(
+        &["Point", "Time here", "UTC", "Age", "Consistency", "Frozen", "Changed", "Label"],
+        &[0, 3, 5, 6],
+    );
     for point in &group.points {
         let (local, utc) = text::instant(point.cut_time);
         table.add_row([
@@ -47,15 +53,26 @@ fn render_group(group: &GroupPoints, now: UnixNanos) -> String {
             utc,
             text::span(now.since(point.cut_time)),
             point.consistency.to_string(),
+            point.note.frozen.map(text::short).unwrap_or_default(),
             point.changed_bytes.to_string(),
+            point.note.label.as_ref().map(ToString::to_string).unwrap_or_default(),
         ]);
     }
-    format!("{heading}{table}\n")
+    let _ = writeln!(heading, "{table}");
+    for point in &group.points {
+        if let Some(reason) = &point.note.reason {
+            let _ =
+                writeln!(heading, "Point {}: only {}-consistent: {reason}", point.epoch, point.consistency);
+        }
+    }
+    heading
 }
 
 #[cfg(test)]
 mod tests {
-    use block::{ByteCount, Consistency, Epoch, Generation, GroupId, VolumeId};
+    use std::time::Duration;
+
+    use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, VolumeId};
     use control::{PointInfo, VolumeSummary};
 
     use super::*;
@@ -67,7 +84,13 @@ mod tests {
         let point = PointInfo {
             epoch: Epoch(7),
             cut_time: UnixNanos(1_700_000_000 * second),
-            consistency: Consistency::Crash,
+            consistency: Consistency::Filesystem,
+            note: PointNote {
+                label: Some("nightly".parse().unwrap()),
+                frozen: Some(Duration::from_millis(14)),
+                filesystems: vec!["/".into()],
+                reason: Some("there are no hooks".into()),
+            },
             changed_bytes: ByteCount::kib(12),
         };
         let mut group = GroupPoints {
@@ -78,7 +101,16 @@ mod tests {
         };
         let now = UnixNanos(1_700_000_090 * second);
         let shown = render(&PointsReply { groups: vec![group.clone()] }, now);
-        for expected in ["data (2.0 GiB)", "2023-11-14T22:13:20.000Z", "90 s", "crash", "12.0 KiB"] {
+        for expected in [
+            "data (2.0 GiB)",
+            "2023-11-14T22:13:20.000Z",
+            "90 s",
+            "filesystem",
+            "12.0 KiB",
+            "14 ms",
+            "nightly",
+            "Point 7: only filesystem-consistent: there are no hooks",
+        ] {
             assert!(shown.contains(expected), "{expected} in\n{shown}");
         }
         group.points.clear();

@@ -39,6 +39,14 @@ pub(crate) fn span(time: Duration) -> String {
     }
 }
 
+/// `12 ms`, `1.9 s`: for what lasts moments.
+pub(crate) fn short(time: Duration) -> String {
+    match time.as_millis() {
+        0..1000 => format!("{:.0} ms", time.as_secs_f64() * 1000.0),
+        _ => span(time),
+    }
+}
+
 /// Bytes a second.
 pub(crate) fn rate(bytes_per_s: f64) -> String {
     format!("{}/s", ByteCount(bytes_per_s.max(0.0) as u64))
@@ -74,6 +82,12 @@ mod tests {
         for (ms, expected) in cases {
             assert_eq!(span(Duration::from_millis(ms)), expected);
         }
+    }
+
+    #[test]
+    fn moments() {
+        assert_eq!(short(Duration::from_micros(12_300)), "12 ms");
+        assert_eq!(short(Duration::from_millis(1_940)), "1.9 s");
     }
 
     #[test]

@@ -211,6 +211,7 @@ pub(crate) fn point_info(point: &Point) -> PointInfo {
         epoch: point.epoch,
         cut_time: point.cut_time,
         consistency: point.consistency,
+        note: point.note.clone(),
         changed_bytes: point.written.saturating_add(point.zeroed),
     }
 }

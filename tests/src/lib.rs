@@ -1,6 +1,7 @@
 //! What the whole-system tests share.
 
 pub mod follower;
+pub mod frozen;
 pub mod guest;
 pub mod system;
 

@@ -34,6 +34,8 @@ impl Part {
 pub struct System {
     dir: tempfile::TempDir,
     running: Vec<(Part, Child)>,
+    /// Where the agent's program, configuration and log are, when not with the others.
+    agent_home: Option<PathBuf>,
 }
 
 /// A program that `cargo build` made, beside the running program or above the running test.
@@ -66,11 +68,19 @@ impl System {
         command.arg("--target-server").arg(format!("127.0.0.1:{}", free_port()?));
         let output = command.output()?;
         ensure!(output.status.success(), "seawall init: {}", String::from_utf8_lossy(&output.stderr));
-        let system = System { dir, running: Vec::new() };
+        let system = System { dir, running: Vec::new(), agent_home: None };
+        let socket = system.socket();
         system.edit(Part::Agent, |text| {
-            text.replace("epoch_interval_ms = 1000", &format!("epoch_interval_ms = {epoch_ms}")).replace(
+            let text = text.replace(
                 "keep_tracking = true",
                 &format!("keep_tracking = true\ntracking_folder = {:?}", system.tracking()),
+            );
+            text.replace(
+                "epoch_interval_ms = 1000",
+                &format!(
+                    "epoch_interval_ms = {epoch_ms}\ncontrol_socket = {:?}",
+                    socket.display().to_string()
+                ),
             )
         })?;
         fs::create_dir(system.dir.path().join("bpf"))?;
@@ -87,9 +97,29 @@ impl System {
         self.dir.path().join("bpf/seawall")
     }
 
+    /// Where the agent listens for commands.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
     /// The directory of a part.
     pub fn place(&self, part: Part) -> PathBuf {
+        if let (Part::Agent, Some(home)) = (part, &self.agent_home) {
+            return home.clone();
+        }
         self.dir.path().join("seawall").join(part.name())
+    }
+
+    /// Moves the agent's program, configuration, credentials and log below `home`, which must not exist.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn move_agent(&mut self, home: &Path) -> anyhow::Result<()> {
+        let (from, to) = (self.place(Part::Agent), home.to_str().context("path")?);
+        scratch::run("cp", &["-rp", from.to_str().context("path")?, to])?;
+        fs::copy(program("seawall-agent")?, home.join("seawall-agent"))?;
+        self.agent_home = Some(home.to_owned());
+        Ok(())
     }
 
     /// The configuration file of a part.
@@ -115,8 +145,12 @@ impl System {
     /// When the program is missing.
     pub fn start(&mut self, part: Part) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log(part))?;
-        let child = Command::new(program(&format!("seawall-{}", part.name()))?)
-            .args(["run", "--config"])
+        let program = match (part, &self.agent_home) {
+            (Part::Agent, Some(home)) => home.join("seawall-agent"),
+            _ => program(&format!("seawall-{}", part.name()))?,
+        };
+        let child = Command::new(program)
+            .args(["--log", self.log_filter(part), "run", "--config"])
             .arg(self.config(part))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -137,7 +171,27 @@ impl System {
     }
 
     fn log(&self, part: Part) -> PathBuf {
-        self.dir.path().join(format!("{}.log", part.name()))
+        match (part, &self.agent_home) {
+            (Part::Agent, Some(home)) => home.join("agent.log"),
+            _ => self.dir.path().join(format!("{}.log", part.name())),
+        }
+    }
+
+    /// An agent whose log may be frozen logs as much as it can.
+    fn log_filter(&self, part: Part) -> &'static str {
+        match (part, &self.agent_home) {
+            (Part::Agent, Some(_)) => "trace",
+            _ => "info",
+        }
+    }
+
+    /// The process that runs a part.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self, part: Part) -> anyhow::Result<u32> {
+        let running = self.running.iter().find(|(running, _)| *running == part);
+        running.map(|(_, child)| child.id()).context("it does not run")
     }
 
     /// What a part has logged; for messages of failed tests.
@@ -207,6 +261,38 @@ impl System {
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.lines().last().unwrap_or_default();
         serde_json::from_str(last).with_context(|| format!("read what seawall {command} said: {last}"))
+    }
+
+    /// `seawall point now` with these arguments. Gives the point, also when it is less than was asked for, and the exit status.
+    ///
+    /// # Errors
+    /// When there is none; the error holds what the command said.
+    pub fn point(&self, arguments: &[&str]) -> anyhow::Result<(Value, i32)> {
+        let output = Command::new(program("seawall")?)
+            .args(["point", "now", "--json", "--socket"])
+            .arg(self.socket())
+            .args(arguments)
+            .output()?;
+        let code = output.status.code().context("the command was killed")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let said: Value = serde_json::from_str(text.trim()).with_context(|| {
+            format!("read what seawall point now said: {text}{}", String::from_utf8_lossy(&output.stderr))
+        })?;
+        match said["error"].as_str() {
+            Some(error) => bail!("{error}"),
+            None => Ok((said, code)),
+        }
+    }
+
+    /// What the target says of a point.
+    ///
+    /// # Errors
+    /// When there is no such point.
+    pub fn point_at_target(&self, epoch: &Value) -> anyhow::Result<Value> {
+        let reply = self.operator("points", &[])?;
+        let points = reply["groups"][0]["points"].as_array().context("points")?;
+        let found = points.iter().find(|point| point["epoch"] == *epoch);
+        found.cloned().with_context(|| format!("point {epoch} at the target: {reply}"))
     }
 
     /// The numbers of the recovery points, oldest first; none when the target server cannot be asked.

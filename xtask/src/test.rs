@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{cargo, find, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -15,10 +15,15 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("losetup", "mount"),
     ("sfdisk", "fdisk"),
     ("fio", "fio"),
+    ("pgrep", "procps"),
+    ("mariadbd", "mariadb-server"),
     ("gcc", "build-essential"),
 ];
-/// A header, and its package.
-const HEADERS: [(&str, &str); 1] = [("/usr/include/bpf/bpf_helpers.h", "libbpf-dev")];
+/// A header or another file that is not found by its name alone, and its package.
+const HEADERS: [(&str, &str); 2] = [
+    ("/usr/include/bpf/bpf_helpers.h", "libbpf-dev"),
+    ("/usr/lib/postgresql/15/bin/pgbench", "postgresql-15"),
+];
 
 #[derive(Args)]
 pub(crate) struct Options {

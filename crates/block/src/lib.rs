@@ -6,6 +6,7 @@
 mod bitmap;
 mod extent;
 mod id;
+mod note;
 mod position;
 mod time;
 mod units;
@@ -13,6 +14,9 @@ mod units;
 pub use bitmap::Bitmap;
 pub use extent::{Extent, ExtentError};
 pub use id::{Generation, GroupId, IdError, VolumeId};
+pub use note::{
+    FILESYSTEM_BYTES_MAX, FILESYSTEMS_MAX, LABEL_BYTES_MAX, Label, LabelError, PointNote, REASON_BYTES_MAX,
+};
 pub use position::{Consistency, Epoch, Ladder, LadderError};
 pub use time::UnixNanos;
 pub use units::{

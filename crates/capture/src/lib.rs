@@ -23,6 +23,6 @@ pub use disks::{DeviceName, DeviceNameError, Disks, FoundDisk, Identity, Resolve
 pub use error::CaptureError;
 pub use kernel::{Keep, KernelTap, KernelTapOptions, OBJECT, Resumed, detach};
 pub use scan::{SCAN_BYTES_PER_STEP, ScanSource};
-pub use source::{Cut, Mode, Progress, Source, SourceStatus, VolumeStatus};
+pub use source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
 pub use tap::{LossReason, Record, RecordKind, RingPosition, Tap, TapCounters, VolumeIndex};
 pub use tracker::{TRACKER_LANE_BYTES_MAX, Tracker, TrackerLimits};

@@ -12,7 +12,7 @@ use block::{ByteCount, ByteOffset, Consistency, Epoch, Extent, GRANULE_BYTES, Un
 use changeset::{Fold, VolumeInfo};
 
 use crate::CaptureError;
-use crate::source::{Cut, Mode, Progress, Source, SourceStatus, VolumeStatus};
+use crate::source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
 
 /// How much one step reads at most.
 pub const SCAN_BYTES_PER_STEP: ByteCount = ByteCount::mib(4);
@@ -44,8 +44,10 @@ pub struct ScanSource {
     fold: Fold,
     /// The pass that is running: where it is, and the marks from before it.
     pass: Option<(usize, u64, Vec<Mark>, UnixNanos)>,
-    /// Marks and beginnings of ended passes, of which the open epoch holds the end.
-    ended: VecDeque<(Consistency, UnixNanos)>,
+    /// How many have begun.
+    passes: u64,
+    /// Marks, beginnings and numbers of ended passes, of which the open epoch holds the end.
+    ended: VecDeque<(Consistency, UnixNanos, u64)>,
     next_pass: UnixNanos,
     first_done: bool,
     read: u64,
@@ -105,6 +107,7 @@ impl ScanSource {
             interval_ns: interval_ms.saturating_mul(1_000_000),
             fold: Fold::new(),
             pass: None,
+            passes: 0,
             ended: VecDeque::new(),
             next_pass: UnixNanos(0),
             first_done: false,
@@ -206,7 +209,10 @@ impl Source for ScanSource {
             Some(pass) => pass,
             // A pass that ended is cut before the next begins: its point must not hold parts of another pass.
             None if now < self.next_pass || !self.ended.is_empty() => return Ok(Progress::Idle),
-            None => (0, 0, self.marks()?, now),
+            None => {
+                self.passes += 1;
+                (0, 0, self.marks()?, now)
+            }
         };
         match self.step(index, granule) {
             Ok(Some(next)) => self.pass = Some((index, next, marks, began)),
@@ -217,7 +223,7 @@ impl Source for ScanSource {
                 let consistency = if quiet { Consistency::Crash } else { Consistency::None };
                 self.last_error = (!quiet)
                     .then(|| "the source changed while it was scanned; no point from this pass".to_owned());
-                self.ended.push_back((consistency, began));
+                self.ended.push_back((consistency, began, self.passes));
                 self.first_done = true;
                 self.next_pass = if quiet { UnixNanos(began.0 + self.interval_ns) } else { now };
             }
@@ -235,14 +241,23 @@ impl Source for ScanSource {
     }
 
     fn consistency(&self) -> Consistency {
-        self.ended.front().map_or(Consistency::None, |(consistency, _)| *consistency)
+        self.ended.front().map_or(Consistency::None, |(consistency, ..)| *consistency)
+    }
+
+    fn position(&self) -> Position {
+        Position(self.passes)
+    }
+
+    fn reached(&self, position: Position) -> bool {
+        // A pass holds what was written before it began.
+        self.ended.front().is_some_and(|(_, _, pass)| *pass > position.0)
     }
 
     fn cut(&mut self, reuse: Fold, _epoch: Epoch) -> Cut {
         let fold = std::mem::replace(&mut self.fold, reuse);
         let began = self.pass.as_ref().map(|(_, _, _, began)| *began);
-        let (consistency, time) =
-            self.ended.pop_front().unwrap_or((Consistency::None, began.unwrap_or(self.next_pass)));
+        let (consistency, time, _) =
+            self.ended.pop_front().unwrap_or((Consistency::None, began.unwrap_or(self.next_pass), 0));
         Cut { fold, consistency, time }
     }
 

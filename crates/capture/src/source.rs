@@ -35,6 +35,10 @@ pub struct Cut {
     pub time: UnixNanos,
 }
 
+/// A place in a source's order of writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position(pub(crate) u64);
+
 /// What a source says of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeStatus {
@@ -86,6 +90,11 @@ pub trait Source: Send {
     fn open_bytes(&self) -> ByteCount;
     /// Whether an epoch cut now would be worth offering, or only the epoch's own bytes force a cut.
     fn consistency(&self) -> Consistency;
+    /// How far the disks' writes have come.
+    fn position(&self) -> Position;
+    /// Whether everything that was written before `position` was given is in the open epoch or an earlier one; what was
+    /// missed is known to be: it makes the epoch's consistency none.
+    fn reached(&self, position: Position) -> bool;
     /// Ends the open epoch, gives it a number, and begins the next in `reuse` (an emptied fold). Numbers have no gaps.
     fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut;
     /// Epochs up to this one are held durably elsewhere.

@@ -31,7 +31,7 @@ use changeset::{Fold, VolumeInfo};
 use crate::CaptureError;
 use crate::disk::{Disk, Read, ReadDone};
 use crate::lanes::Lanes;
-use crate::source::{Cut, Mode, Progress, Source, SourceStatus, VolumeStatus};
+use crate::source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
 use crate::tap::{LossReason, RingPosition, Tap, VolumeIndex};
 
 /// Unfinished requests may hold this much besides the epoch's own memory; past it, the one that has waited longest is
@@ -475,6 +475,15 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
 
     fn consistency(&self) -> Consistency {
         if self.clean() { Consistency::Crash } else { Consistency::None }
+    }
+
+    fn position(&self) -> Position {
+        Position(self.tap.produced().0)
+    }
+
+    fn reached(&self, position: Position) -> bool {
+        // All records of a request that has completed are below the position, so that none of them waits in a lane.
+        self.tap.consumed().0 >= position.0
     }
 
     fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut {

@@ -1,4 +1,4 @@
-use block::{ByteCount, ByteOffset, Extent};
+use block::{ByteCount, ByteOffset, Extent, PointNote};
 
 use crate::bytes::u32_at;
 use crate::frame::{TABLE_ENTRY_BYTES, TABLE_HEAD_BYTES, TableEntry};
@@ -14,6 +14,8 @@ pub struct Changeset {
     pub header: RoutingHeader,
     /// The group's volumes at the cut. A change names one by its place here.
     pub volumes: Vec<VolumeInfo>,
+    /// What more is told of the epoch.
+    pub note: PointNote,
     pub(crate) frames: Vec<Frame>,
     /// What each worker opened.
     pub(crate) slabs: Vec<Vec<Slab>>,

@@ -6,6 +6,7 @@ use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::header::RoutingHeader;
 use crate::key::GroupKey;
 use crate::limits::{FRAME_EXTENTS_MAX, FRAME_PLAIN_BYTES, NAME_BYTES_MAX, VOLUMES_MAX};
+use crate::note::NOTE_BYTES_MAX;
 use crate::volume::ENTRY_BYTES as VOLUME_ENTRY_BYTES;
 
 /// Bytes of an authentication tag.
@@ -18,7 +19,8 @@ pub(crate) const TABLE_ENTRY_BYTES: usize = 24;
 pub(crate) const DATA_FRAME_BYTES_MAX: usize =
     TABLE_HEAD_BYTES + FRAME_EXTENTS_MAX as usize * TABLE_ENTRY_BYTES + FRAME_PLAIN_BYTES.0 as usize;
 /// The longest plain text of a manifest.
-pub(crate) const MANIFEST_BYTES_MAX: usize = 4 + VOLUMES_MAX * (VOLUME_ENTRY_BYTES + NAME_BYTES_MAX);
+pub(crate) const MANIFEST_BYTES_MAX: usize =
+    4 + VOLUMES_MAX * (VOLUME_ENTRY_BYTES + NAME_BYTES_MAX) + NOTE_BYTES_MAX;
 /// The plain text of a trailer.
 pub(crate) const TRAILER_BYTES: usize = 56;
 

@@ -10,8 +10,8 @@ use crate::limits::{EXTENTS_MAX, FRAMES_MAX, PLAIN_BYTES_MAX};
 pub const MAGIC: [u8; 8] = *b"SWCHANGE";
 /// The version that `seal` writes and the only one there is.
 ///
-/// History: 1, the first.
-pub const VERSION: u16 = 1;
+/// History: 1, the first. 2, the manifest ends with the point's note.
+pub const VERSION: u16 = 2;
 /// Random bytes that make each sealing's key its own.
 pub(crate) const SALT_BYTES: usize = 32;
 

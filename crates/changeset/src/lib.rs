@@ -12,6 +12,7 @@ pub mod fuzzing;
 mod header;
 mod key;
 mod limits;
+mod note;
 mod open;
 mod plan;
 mod seal;
@@ -27,8 +28,9 @@ pub use limits::{
     EXTENTS_MAX, FRAME_EXTENTS_MAX, FRAME_PLAIN_BYTES, FRAMES_MAX, NAME_BYTES_MAX, PLAIN_BYTES_MAX,
     SEALED_BYTES_MAX, VOLUMES_MAX, ZERO_RANGES_MAX,
 };
+pub use note::{NOTE_BYTES_MAX, NOTE_BYTES_MIN, decode_note, encode_note};
 pub use open::{ExtentFault, OpenError, Opener, Part};
-pub use seal::{Level, SealError, SealOptions, SealStats, Sealed, seal};
+pub use seal::{Level, SealError, SealOptions, SealStats, Sealed, seal, seal_point};
 pub use volume::{LOGICAL_BLOCK_BYTES_MAX, VolumeInfo, VolumesError};
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod rope;
 mod worker;
 
 use ::bytes::Bytes;
-use block::{ByteCount, GroupId};
+use block::{ByteCount, GroupId, PointNote};
 
 use crate::changes::{Changeset, Frame};
 use crate::frame::{
@@ -62,6 +62,7 @@ struct Opening {
     header: RoutingHeader,
     cipher: Cipher,
     volumes: Vec<VolumeInfo>,
+    note: PointNote,
     /// Plain bytes of frames that the header leaves for those that have not come.
     plain_left: u64,
     tags: blake3::Hasher,
@@ -109,8 +110,9 @@ impl Opener {
             _ => return Err(OpenError::Truncated { received: self.received, part: self.part() }),
         }
         let opening = self.opening.take().expect("the header was read before the trailer");
-        let slabs = opening.workers.into_iter().map(|worker| worker.slabs.finish()).collect();
-        Ok(Changeset { header: opening.header, volumes: opening.volumes, frames: opening.frames, slabs })
+        let Opening { header, volumes, note, frames, workers, .. } = opening;
+        let slabs = workers.into_iter().map(|worker| worker.slabs.finish()).collect();
+        Ok(Changeset { header, volumes, note, frames, slabs })
     }
 
     fn take(&mut self, mut chunk: Bytes) -> Result<(), OpenError> {
@@ -188,6 +190,7 @@ impl Opening {
             header,
             cipher: Cipher::new(key, header.encode()),
             volumes: Vec::new(),
+            note: PointNote::default(),
             plain_left: total,
             workers: (0..threads).map(|number| Worker::new(number, room)).collect(),
             tags: blake3::Hasher::new(),
@@ -242,7 +245,7 @@ impl Opening {
                 let mut bytes = bytes.to_vec();
                 let tag = open_frame(&self.cipher, &frame, &mut bytes, 0, Part::Manifest)?;
                 self.tags.update(&tag);
-                self.volumes = decode_manifest(&bytes).map_err(OpenError::Manifest)?;
+                (self.volumes, self.note) = decode_manifest(&bytes).map_err(OpenError::Manifest)?;
             }
             Kind::Data => {
                 self.waiting.push((frame, bytes));

@@ -9,7 +9,7 @@
 use std::io::{self, Cursor};
 
 use ::bytes::Bytes;
-use block::{ByteCount, ByteOffset, Epoch, SECTOR_BYTES, VolumeId};
+use block::{ByteCount, ByteOffset, Epoch, PointNote, SECTOR_BYTES, VolumeId};
 use zstd::bulk::Compressor;
 
 use crate::fold::Fold;
@@ -154,14 +154,29 @@ pub enum SealError {
     Compress(#[source] io::Error),
 }
 
-/// Seals an epoch.
+/// Seals an epoch of which no more is to be told. See [`seal_point`].
+///
+/// # Errors
+/// As [`seal_point`].
+pub fn seal(
+    stamp: &Stamp,
+    volumes: &[VolumeInfo],
+    fold: &Fold,
+    key: &GroupKey,
+    options: SealOptions,
+) -> Result<Sealed, SealError> {
+    seal_point(stamp, &PointNote::default(), volumes, fold, key, options)
+}
+
+/// Seals an epoch with what is to be told of it: only who has the key can read the note.
 ///
 /// Memory: the result, in buffers that are at most a quarter longer, and about 4 MiB for each thread.
 ///
 /// # Errors
 /// When the fold passes a limit or does not fit the volumes, or the system is out of random bytes or memory.
-pub fn seal(
+pub fn seal_point(
     stamp: &Stamp,
+    note: &PointNote,
     volumes: &[VolumeInfo],
     fold: &Fold,
     key: &GroupKey,
@@ -171,6 +186,7 @@ pub fn seal(
     fill_random(&mut salt).map_err(|NoEntropy| SealError::Entropy)?;
     seal_with(
         stamp,
+        note,
         volumes,
         fold,
         key,
@@ -189,6 +205,7 @@ pub(crate) struct Choices {
 
 pub(crate) fn seal_with(
     stamp: &Stamp,
+    note: &PointNote,
     volumes: &[VolumeInfo],
     fold: &Fold,
     key: &GroupKey,
@@ -198,7 +215,7 @@ pub(crate) fn seal_with(
     if stamp.epoch == Epoch::NONE {
         return Err(SealError::EpochNone);
     }
-    let manifest = encode_manifest(volumes)?;
+    let manifest = encode_manifest(volumes, note)?;
     let plan = Plan::new(fold, volumes, choices.frame_data_bytes)?;
     let header = RoutingHeader {
         stamp: *stamp,

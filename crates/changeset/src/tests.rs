@@ -6,7 +6,9 @@ mod golden;
 mod round_trip;
 mod tamper;
 
-use block::{ByteCount, ByteOffset, SECTOR_BYTES, VolumeId};
+use std::time::Duration;
+
+use block::{ByteCount, ByteOffset, PointNote, SECTOR_BYTES, VolumeId};
 
 use crate::fuzzing::{GROUP, KEY, header};
 use crate::seal::{Choices, seal_with};
@@ -14,6 +16,16 @@ use crate::{FRAME_PLAIN_BYTES, Fold, GroupKey, Level, SealOptions, Sealed, Stamp
 
 fn stamp() -> Stamp {
     header(0, 0, 0).stamp
+}
+
+/// Every field of it says something.
+fn note() -> PointNote {
+    PointNote {
+        label: Some("before the upgrade".parse().unwrap()),
+        frozen: Some(Duration::from_micros(0x1234)),
+        filesystems: vec!["/".into(), "/srv/Grüße".into()],
+        reason: Some("hook 50-x: exit status 1".into()),
+    }
 }
 
 fn key() -> GroupKey {
@@ -52,5 +64,5 @@ fn small(salt: u8) -> Sealed {
     fold.zero(1, block::Extent::new(ByteOffset(0), ByteCount(65536)).unwrap());
     let options = SealOptions { level: Level::Fast, threads: 1 };
     let choices = Choices { salt: [salt; 32], frame_data_bytes: 512 };
-    seal_with(&stamp(), &volumes(), &fold, &key(), options, choices).unwrap()
+    seal_with(&stamp(), &note(), &volumes(), &fold, &key(), options, choices).unwrap()
 }

@@ -1,9 +1,10 @@
 use std::fmt;
 
-use block::{ByteCount, SECTOR_BYTES, VolumeId};
+use block::{ByteCount, PointNote, SECTOR_BYTES, VolumeId};
 
 use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::limits::{NAME_BYTES_MAX, VOLUMES_MAX};
+use crate::note::{decode_note, encode_note};
 
 /// The largest logical block size of a volume, in bytes.
 pub const LOGICAL_BLOCK_BYTES_MAX: u32 = 65536;
@@ -23,7 +24,7 @@ pub struct VolumeInfo {
     pub logical_block: u32,
 }
 
-/// Why a list of volumes cannot describe a group.
+/// Why a list of volumes cannot describe a group, or a manifest is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumesError {
     /// More than [`VOLUMES_MAX`].
@@ -38,6 +39,8 @@ pub enum VolumesError {
     Twice(VolumeId),
     /// Bytes that are no list of volumes.
     Bytes,
+    /// What follows the volumes is no note.
+    Note(&'static str),
 }
 
 impl fmt::Display for VolumesError {
@@ -55,6 +58,7 @@ impl fmt::Display for VolumesError {
             }
             Self::Twice(id) => write!(f, "volume {id} is named twice"),
             Self::Bytes => f.write_str("its bytes are no list of volumes"),
+            Self::Note(fault) => write!(f, "it has {fault}"),
         }
     }
 }
@@ -85,7 +89,7 @@ fn check(volumes: &[VolumeInfo]) -> Result<(), VolumesError> {
 }
 
 /// The manifest's plain bytes.
-pub(crate) fn encode_manifest(volumes: &[VolumeInfo]) -> Result<Vec<u8>, VolumesError> {
+pub(crate) fn encode_manifest(volumes: &[VolumeInfo], note: &PointNote) -> Result<Vec<u8>, VolumesError> {
     check(volumes)?;
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&(volumes.len() as u32).to_le_bytes());
@@ -96,11 +100,12 @@ pub(crate) fn encode_manifest(volumes: &[VolumeInfo]) -> Result<Vec<u8>, Volumes
         bytes.extend_from_slice(&(volume.name.len() as u16).to_le_bytes());
         bytes.extend_from_slice(volume.name.as_bytes());
     }
+    bytes.extend_from_slice(&encode_note(note));
     Ok(bytes)
 }
 
 /// Reads what [`encode_manifest`] wrote.
-pub(crate) fn decode_manifest(bytes: &[u8]) -> Result<Vec<VolumeInfo>, VolumesError> {
+pub(crate) fn decode_manifest(bytes: &[u8]) -> Result<(Vec<VolumeInfo>, PointNote), VolumesError> {
     let (count, mut rest) = bytes.split_at_checked(4).ok_or(VolumesError::Bytes)?;
     let count = u32_at(count, 0) as usize;
     if count > VOLUMES_MAX {
@@ -118,9 +123,7 @@ pub(crate) fn decode_manifest(bytes: &[u8]) -> Result<Vec<VolumeInfo>, VolumesEr
         });
         rest = after;
     }
-    if !rest.is_empty() {
-        return Err(VolumesError::Bytes);
-    }
     check(&volumes)?;
-    Ok(volumes)
+    let note = decode_note(rest).map_err(VolumesError::Note)?;
+    Ok((volumes, note))
 }

@@ -3,10 +3,14 @@
 //! Types only. Unknown fields are ignored and missing ones are empty, so that a report of an older or newer part can
 //! still be read; names and codes never change their meaning.
 
+mod agent;
 mod request;
 mod state;
 mod status;
 
+pub use agent::{
+    AGENT_REQUEST_BYTES_MAX, AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint,
+};
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
 pub use state::{Severity, StateCode};
 pub use status::{

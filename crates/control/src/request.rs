@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::VolumeSummary;
@@ -91,7 +91,7 @@ impl<'de> Deserialize<'de> for PointSelector {
 }
 
 /// A recovery point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointInfo {
     /// The epoch that it ends.
     pub epoch: Epoch,
@@ -99,6 +99,9 @@ pub struct PointInfo {
     pub cut_time: UnixNanos,
     /// What may be said of it; never none.
     pub consistency: Consistency,
+    /// Its label, how long what was frozen for it, and why it is less than was asked.
+    #[serde(flatten)]
+    pub note: PointNote,
     /// What the epoch changed on all volumes together.
     pub changed_bytes: ByteCount,
 }

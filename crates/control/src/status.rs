@@ -274,7 +274,7 @@ pub struct TargetGroup {
 mod tests {
     use std::fmt::Debug;
 
-    use block::Consistency;
+    use block::{Consistency, PointNote};
     use serde::de::DeserializeOwned;
 
     use super::*;
@@ -313,6 +313,7 @@ mod tests {
             epoch: Epoch(4),
             cut_time: UnixNanos(1),
             consistency: Consistency::Application,
+            note: PointNote { label: Some("nightly".parse().unwrap()), ..PointNote::default() },
             changed_bytes: ByteCount(4096),
         };
         let link = TargetLink {
@@ -365,6 +366,7 @@ mod tests {
         let target = TargetServerStatus { groups: vec![group], ..TargetServerStatus::default() };
         let json = survives(&ServerStatus::TargetServer(target));
         assert_eq!(json["groups"][0]["newest_point"]["consistency"], "application");
+        assert_eq!(json["groups"][0]["newest_point"]["label"], "nightly");
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use block::{ByteCount, SECTOR_BYTES};
+use block::{ByteCount, PointNote, SECTOR_BYTES};
 use changeset::{Stamp, VolumeInfo};
 
 pub(crate) struct Delta<'a> {
     pub(crate) stamp: Stamp,
+    pub(crate) note: PointNote,
     pub(crate) volumes: &'a [VolumeInfo],
     /// The changed volumes by index, in order, each with its changes.
     pub(crate) changes: Vec<(usize, Vec<Change<'a>>)>,
@@ -33,7 +34,7 @@ impl Change<'_> {
 
 impl<'a> Delta<'a> {
     pub(crate) fn new(stamp: Stamp, volumes: &'a [VolumeInfo]) -> Delta<'a> {
-        Delta { stamp, volumes, changes: Vec::new() }
+        Delta { stamp, note: PointNote::default(), volumes, changes: Vec::new() }
     }
 
     /// Adds a change; refused, with the reason, when it is out of order or out of its volume.

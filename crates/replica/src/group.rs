@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
 use changeset::{Changeset, Payload, VolumeInfo};
 use durable::Storage;
 use parking_lot::Mutex;
@@ -67,6 +67,8 @@ pub struct Point {
     pub cut_time: UnixNanos,
     /// What may be said of it.
     pub consistency: Consistency,
+    /// What more is told of it.
+    pub note: PointNote,
     /// Data its epoch wrote.
     pub written: ByteCount,
     /// What its epoch made read as zeroes.
@@ -182,6 +184,7 @@ impl GroupReplica {
                 epoch: meta.epoch,
                 cut_time: meta.cut_time,
                 consistency: meta.consistency,
+                note: meta.note.clone(),
                 written: meta.written,
                 zeroed: meta.zeroed,
                 layer: layer.bytes(),
@@ -236,6 +239,7 @@ impl GroupReplica {
     pub fn apply(&self, changeset: &Changeset) -> Result<Applied, ReplicaError> {
         let stamp = changeset.header.stamp;
         let mut delta = Delta::new(stamp, &changeset.volumes);
+        delta.note = changeset.note.clone();
         for change in changeset.changes() {
             let (start, length) = (change.extent.offset().0, change.extent.length().0);
             let content = match change.payload {
@@ -409,6 +413,7 @@ impl GroupReplica {
             epoch: delta.stamp.epoch,
             cut_time: delta.stamp.cut_time,
             consistency: delta.stamp.consistency,
+            note: delta.note.clone(),
             written: delta.written(),
             zeroed: delta.zeroed(),
             volumes,

@@ -105,6 +105,16 @@ impl Mount {
         Ok(Mount { point: point.to_owned(), mounted: true })
     }
 
+    /// Mounts memory of at most `bytes` on `point`, which is made if need be.
+    ///
+    /// # Errors
+    /// When mount refuses.
+    pub fn memory(point: &Path, bytes: u64) -> anyhow::Result<Mount> {
+        fs::create_dir_all(point).with_context(|| format!("create mount point {}", point.display()))?;
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs", text(point)?])?;
+        Ok(Mount { point: point.to_owned(), mounted: true })
+    }
+
     /// Where it is mounted.
     pub fn point(&self) -> &Path {
         &self.point

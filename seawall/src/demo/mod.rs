@@ -163,6 +163,7 @@ async fn start(dir: &Path, device: &Path, choice: SourceChoice) -> anyhow::Resul
     let mut agent = AgentConfig::load(&dir.join("agent/agent.toml"))?;
     agent.agent.source = choice;
     agent.agent.keep_tracking = false; // the demo leaves nothing behind
+    agent.agent.control_socket = Some(dir.join("agent.sock"));
     let agent = tokio::task::block_in_place(|| Agent::start(agent))?;
     Ok(Parts { agent, process, target })
 }
@@ -216,7 +217,7 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
     ));
     let (points, newest) = settle(&target, report.cached).await?;
     let lost = destroyed.since(newest.cut_time);
-    let older = older_point(&dir.join("seawall"), newest).await?;
+    let older = older_point(&dir.join("seawall"), newest.clone()).await?;
 
     let mut restored = Vec::new();
     for point in [newest, older] {
@@ -368,5 +369,5 @@ async fn older_point(dir: &Path, newest: PointInfo) -> anyhow::Result<PointInfo>
     let servers = crate::ask::Servers::load(&Place { dir: Some(dir.to_owned()) })?;
     let points = servers.points(None).await?.groups.into_iter().next().map(|group| group.points);
     let points = points.context("the target server lists no group")?;
-    Ok(points.get(points.len() / 2).copied().unwrap_or(newest))
+    Ok(points.get(points.len() / 2).cloned().unwrap_or(newest))
 }

@@ -135,7 +135,7 @@ fn group_view(
             .map_or(ByteCount::ZERO, |report| report.epoch_memory_used.saturating_add(report.ring_used)),
         cache: backlog,
     };
-    let newest_point = target.and_then(|(group, _)| group.newest_point);
+    let newest_point = target.and_then(|(group, _)| group.newest_point.clone());
     let stages = stages(process, target, fresh);
     let state = stages
         .iter()
@@ -152,7 +152,7 @@ fn group_view(
             .unwrap_or_default(),
         agent: process.and_then(|(group, _)| group.agent.clone()),
         ladder: ladder(report, process.map(|(group, _)| group), target.map(|(group, _)| group)),
-        lag_seconds: newest_point.map(|point| now.since(point.cut_time).as_secs_f64()),
+        lag_seconds: newest_point.as_ref().map(|point| now.since(point.cut_time).as_secs_f64()),
         lag_bytes: lag.remaining.saturating_add(lag.agent).saturating_add(lag.cache),
         lag,
         mode: fresh.map(AgentReport::mode),
@@ -162,7 +162,7 @@ fn group_view(
         applied_bytes_per_s: target.map(|(group, _)| group.applied_bytes_per_s),
         points: target.map_or(0, |(group, _)| group.points),
         newest_point,
-        oldest_point: target.and_then(|(group, _)| group.oldest_point),
+        oldest_point: target.and_then(|(group, _)| group.oldest_point.clone()),
         volumes: report.map(|report| report.volumes.clone()).unwrap_or_default(),
         replicas: target.map(|(group, _)| group.volumes.clone()).unwrap_or_default(),
         capture: report.map(|report| figures(report, report_age.unwrap_or_default())),
@@ -186,7 +186,8 @@ fn ladder(
     let cached = process.map_or(Epoch::NONE, |group| group.cached).max(applied);
     let sealed = of_report(|report| report.sealed).max(cached);
     let captured = of_report(|report| report.captured).max(sealed);
-    let oldest_kept = target.and_then(|group| group.oldest_point).map_or(Epoch::NONE, |point| point.epoch);
+    let oldest_kept =
+        target.and_then(|group| group.oldest_point.as_ref()).map_or(Epoch::NONE, |point| point.epoch);
     let ladder = Ladder { captured, sealed, cached, applied, oldest_kept };
     // Raised as above, only the target can contradict itself.
     ladder.checked().unwrap_or(Ladder { oldest_kept: Epoch::NONE, ..ladder })
@@ -240,7 +241,7 @@ fn figures(report: &AgentReport, report_age_seconds: f64) -> CaptureFigures {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use block::{Consistency, VolumeId};
+    use block::{Consistency, PointNote, VolumeId};
     use control::TargetLink;
 
     use super::*;
@@ -309,6 +310,7 @@ pub(crate) mod tests {
             epoch: Epoch(epoch),
             cut_time: ago(seconds),
             consistency: Consistency::Crash,
+            note: PointNote::default(),
             changed_bytes: ByteCount(4096),
         };
         let group = TargetGroup {

@@ -29,8 +29,8 @@ async fn epochs_become_points_that_can_be_read() {
         let status = site.status().await;
         let group = &status.groups[0];
         assert_eq!((group.applied, group.points, group.generation), (Epoch(20), 19, GENERATION));
-        assert_eq!(group.newest_point.unwrap().epoch, Epoch(20));
-        assert_eq!(group.oldest_point.unwrap().epoch, Epoch(2));
+        assert_eq!(group.newest_point.as_ref().unwrap().epoch, Epoch(20));
+        assert_eq!(group.oldest_point.as_ref().unwrap().epoch, Epoch(2));
         assert_eq!(group.volumes[0].name, "sda");
         assert!(group.undo_bytes.0 > 10 << 20);
         site.restart().await;

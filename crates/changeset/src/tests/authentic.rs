@@ -23,7 +23,7 @@ fn text(entries: &[[u8; 24]], data_bytes: usize) -> Vec<u8> {
 
 /// Opens frames whose announced sums fit them.
 fn open(texts: &[Vec<u8>]) -> Result<crate::Changeset, OpenError> {
-    let manifest = encode_manifest(&volumes()).unwrap();
+    let manifest = encode_manifest(&volumes(), &PointNote::default()).unwrap();
     let number = |text: &[u8], at: usize| u32::from_le_bytes(text[at..at + 4].try_into().unwrap());
     let extents = texts.iter().map(|text| number(text, 0)).sum();
     let data_bytes = texts.iter().map(|text| u64::from(number(text, 4))).sum();
@@ -82,7 +82,7 @@ fn frames_that_overlap_are_refused() {
 #[test]
 fn sums_that_do_not_agree_are_refused() {
     let good = text(&[entry(0, DATA, 0, 1)], 512);
-    let manifest = encode_manifest(&volumes()).unwrap();
+    let manifest = encode_manifest(&volumes(), &PointNote::default()).unwrap();
     let open_as = |frames, extents, plain| {
         open_in_chunks(
             &seal_texts(&header(frames, extents, plain), &[(&manifest, false), (&good, false)]),
@@ -116,7 +116,7 @@ fn sums_that_do_not_agree_are_refused() {
 
 #[test]
 fn a_compressed_frame_gives_its_length_and_no_more() {
-    let manifest = encode_manifest(&volumes()).unwrap();
+    let manifest = encode_manifest(&volumes(), &PointNote::default()).unwrap();
     // Unpacks to 16 MiB, while the frame says that it unpacks to its own length and 24.
     let bomb = zstd::bulk::compress(&vec![0; 16 << 20], 19).unwrap();
     let garbage = vec![0xa5; 400];
@@ -132,7 +132,7 @@ fn a_compressed_frame_gives_its_length_and_no_more() {
 #[test]
 fn a_frame_longer_than_a_frame_can_be_is_refused_before_it_is_read() {
     use crate::frame::{Cipher, FrameHeader, Kind, Packing};
-    let manifest = encode_manifest(&volumes()).unwrap();
+    let manifest = encode_manifest(&volumes(), &PointNote::default()).unwrap();
     let head = header(1, 1 << 20, 128 << 20);
     let mut bytes = seal_texts(&head, &[(&manifest, false)]);
     bytes.truncate(128 + 20 + manifest.len() + 16);
@@ -158,8 +158,9 @@ fn manifests_that_describe_no_group_are_refused() {
             open_in_chunks(&seal_texts(&header(0, 0, 0), &[(&manifest, false)]), 4096, 1).unwrap_err();
         assert!(matches!(error, OpenError::Manifest(_)), "{error}");
     }
-    let mut manifest = encode_manifest(&volumes()).unwrap();
-    *manifest.last_mut().unwrap() = 0xff;
+    let mut manifest = encode_manifest(&volumes(), &PointNote::default()).unwrap();
+    let name_end = manifest.len() - crate::NOTE_BYTES_MIN;
+    manifest[name_end - 1] = 0xff;
     assert!(
         open_in_chunks(&seal_texts(&header(0, 0, 0), &[(&manifest, false)]), 4096, 1).is_err(),
         "not UTF-8"

@@ -82,7 +82,7 @@ proptest! {
     fn authentic_nonsense_does_no_harm(
         frames in proptest::collection::vec((proptest::collection::vec(entry(), 0..6), 0..40_u32, any::<bool>()), 0..4),
     ) {
-        let manifest = encode_manifest(&volumes()).unwrap();
+        let manifest = encode_manifest(&volumes(), &PointNote::default()).unwrap();
         let (mut extents, mut plain_bytes) = (0, 0);
         let texts: Vec<(Vec<u8>, bool)> = frames
             .iter()

@@ -38,11 +38,12 @@ proptest! {
         }
         let options = SealOptions { level, threads };
         let choices = Choices { salt: [threads as u8; 32], frame_data_bytes: frame_blocks * 4096 };
-        let sealed = seal_with(&stamp(), &volumes(), &fold, &key(), options, choices).unwrap();
+        let sealed = seal_with(&stamp(), &note(), &volumes(), &fold, &key(), options, choices).unwrap();
         let opened = open_in_chunks(&bytes_of(&sealed), chunk, threads).unwrap();
         check(&opened);
         prop_assert_eq!(&opened.header, &sealed.header);
         prop_assert_eq!(&opened.volumes, &volumes());
+        prop_assert_eq!(&opened.note, &note());
         prop_assert_eq!(read(&content(&opened)), read(&oracle));
         // Whole blocks of zeroes have no data, and zero extents never touch.
         let mut zero_bytes = 0;

@@ -120,8 +120,8 @@ fn the_wrong_key_and_the_wrong_group_are_named() {
 #[test]
 fn versions_and_foreign_bytes_are_named() {
     let mut bytes = bytes_of(&small(1));
-    bytes[8] = 2;
-    assert!(matches!(refusal(&bytes), OpenError::Header(HeaderError::Version(2))));
+    bytes[8] = 3;
+    assert!(matches!(refusal(&bytes), OpenError::Header(HeaderError::Version(3))));
     bytes[0] = 0;
     assert!(matches!(refusal(&bytes), OpenError::Header(HeaderError::Magic(_))));
     let mut bytes = bytes_of(&small(1));

@@ -4,8 +4,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use block::{ByteCount, Consistency, Epoch, Generation, GroupId, SECTOR_BYTES, UnixNanos, VolumeId};
-use changeset::{NAME_BYTES_MAX, VOLUMES_MAX, VolumeInfo};
+use block::{
+    ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, SECTOR_BYTES, UnixNanos, VolumeId,
+};
+use changeset::{NAME_BYTES_MAX, NOTE_BYTES_MAX, VOLUMES_MAX, VolumeInfo, decode_note, encode_note};
 use durable::StorageFile;
 
 use super::index::ENTRY_BYTES;
@@ -14,8 +16,8 @@ use crate::bytes::{get, get_u16, get_u32, get_u64, put};
 use crate::error::Context;
 
 const MAGIC: [u8; 8] = *b"SEAWUNDO";
-/// 1: the first.
-const VERSION: u32 = 1;
+/// 1: the first. 2: the point's note follows the volume table.
+const VERSION: u32 = 2;
 pub(crate) const HEADER_BYTES: usize = 128;
 const VOLUME_BYTES: usize = 304;
 const NAME_AT: usize = 48;
@@ -33,6 +35,8 @@ pub(crate) struct Meta {
     pub(crate) epoch: Epoch,
     pub(crate) cut_time: UnixNanos,
     pub(crate) consistency: Consistency,
+    /// What more is told of it.
+    pub(crate) note: PointNote,
     /// Data bytes that the epoch wrote.
     pub(crate) written: ByteCount,
     /// Bytes that the epoch made read as zeroes.
@@ -41,7 +45,7 @@ pub(crate) struct Meta {
     pub(crate) volumes: Arc<[VolumeInfo]>,
 }
 
-/// A layer's header and volume table.
+/// A layer's header, volume table and note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) meta: Meta,
@@ -50,16 +54,18 @@ pub(crate) struct Header {
     pub(crate) data_bytes: u64,
     pub(crate) index_crc: u32,
     pub(crate) file_bytes: u64,
+    /// Length of the encoded note.
+    pub(crate) note_bytes: usize,
 }
 
-/// Where a layer's data begins: after the header and the volume table.
-pub(crate) fn data_position(volumes: usize) -> u64 {
-    ((HEADER_BYTES + volumes * VOLUME_BYTES) as u64).next_multiple_of(DATA_ALIGNMENT)
+/// Where a layer's data begins: after the header, the volume table and the note.
+pub(crate) fn data_position(volumes: usize, note_bytes: usize) -> u64 {
+    ((HEADER_BYTES + volumes * VOLUME_BYTES + note_bytes) as u64).next_multiple_of(DATA_ALIGNMENT)
 }
 
 impl Header {
     pub(crate) fn data_position(&self) -> u64 {
-        data_position(self.meta.volumes.len())
+        data_position(self.meta.volumes.len(), self.note_bytes)
     }
 
     pub(crate) fn index_position(&self) -> u64 {
@@ -72,6 +78,8 @@ impl Header {
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let Meta { volumes, .. } = &self.meta;
+        let note = encode_note(&self.meta.note);
+        assert_eq!(note.len(), self.note_bytes, "the place of the data follows from the note's length");
         let mut bytes = vec![0; HEADER_BYTES + volumes.len() * VOLUME_BYTES];
         let (head, table) = bytes.split_at_mut(HEADER_BYTES);
         for ((row, info), entries) in table.chunks_exact_mut(VOLUME_BYTES).zip(&**volumes).zip(&self.entries)
@@ -96,10 +104,13 @@ impl Header {
         put(head, 80, &self.entries_total().to_le_bytes());
         put(head, 88, &self.data_bytes.to_le_bytes());
         put(head, 96, &self.file_bytes.to_le_bytes());
+        put(head, 104, &(note.len() as u32).to_le_bytes());
+        put(head, 108, &crc32c::crc32c(&note).to_le_bytes());
         put(head, 116, &self.index_crc.to_le_bytes());
         put(head, 120, &crc32c::crc32c(table).to_le_bytes());
         let crc = crc32c::crc32c(&head[..HEADER_BYTES - 4]);
         put(head, HEADER_BYTES - 4, &crc.to_le_bytes());
+        bytes.extend_from_slice(&note);
         bytes
     }
 
@@ -112,15 +123,16 @@ impl Header {
         }
         let mut head = [0; HEADER_BYTES];
         file.read_exact_at(&mut head, 0).context("read undo layer header", path)?;
-        let volumes = check_head(&head, length).map_err(corrupt)?;
-        let mut table = vec![0; volumes * VOLUME_BYTES];
+        let (volumes, note_bytes) = check_head(&head, length).map_err(corrupt)?;
+        let mut table = vec![0; volumes * VOLUME_BYTES + note_bytes];
         file.read_exact_at(&mut table, HEADER_BYTES as u64).context("read undo layer volumes", path)?;
-        decode(&head, &table).map_err(corrupt)
+        let (table, note) = table.split_at(volumes * VOLUME_BYTES);
+        decode(&head, table, note).map_err(corrupt)
     }
 }
 
-/// Checks magic, version, checksum and lengths; gives the number of volumes.
-fn check_head(head: &[u8; HEADER_BYTES], length: u64) -> Result<usize, String> {
+/// Checks magic, version, checksum and lengths; gives the number of volumes and the length of the note.
+fn check_head(head: &[u8; HEADER_BYTES], length: u64) -> Result<(usize, usize), String> {
     if head[..8] != MAGIC {
         return Err("not an undo layer (wrong magic)".to_owned());
     }
@@ -137,23 +149,30 @@ fn check_head(head: &[u8; HEADER_BYTES], length: u64) -> Result<usize, String> {
     if volumes > VOLUMES_MAX {
         return Err(format!("{volumes} volumes, at most {VOLUMES_MAX} are possible"));
     }
+    let note = get_u32(head, 104) as usize;
+    if note > NOTE_BYTES_MAX {
+        return Err(format!("a point's note of {note} bytes, at most {NOTE_BYTES_MAX} are possible"));
+    }
     let (entries, data, file) = (get_u64(head, 80), get_u64(head, 88), get_u64(head, 96));
     let expected = entries
         .checked_mul(ENTRY_BYTES as u64)
         .and_then(|index| index.checked_add(data))
-        .and_then(|content| content.checked_add(data_position(volumes)));
+        .and_then(|content| content.checked_add(data_position(volumes, note)));
     if expected != Some(file) {
         return Err(format!("{entries} entries and {data} bytes of data do not make a file of {file} bytes"));
     }
     if file != length {
         return Err(format!("{length} bytes long where its header says {file} (cut short or grown)"));
     }
-    Ok(volumes)
+    Ok((volumes, note))
 }
 
-fn decode(head: &[u8; HEADER_BYTES], table: &[u8]) -> Result<Header, String> {
+fn decode(head: &[u8; HEADER_BYTES], table: &[u8], note: &[u8]) -> Result<Header, String> {
     if crc32c::crc32c(table) != get_u32(head, 120) {
         return Err("volume table checksum does not match (damaged)".to_owned());
+    }
+    if crc32c::crc32c(note) != get_u32(head, 108) {
+        return Err("note checksum does not match (damaged)".to_owned());
     }
     let mut entries = Vec::new();
     let mut volumes = Vec::new();
@@ -182,6 +201,7 @@ fn decode(head: &[u8; HEADER_BYTES], table: &[u8]) -> Result<Header, String> {
             epoch: Epoch(get_u64(head, 40)),
             cut_time: UnixNanos(get_u64(head, 48)),
             consistency,
+            note: decode_note(note)?,
             written: ByteCount(get_u64(head, 56)),
             zeroed: ByteCount(get_u64(head, 64)),
             volumes: volumes.into(),
@@ -190,6 +210,7 @@ fn decode(head: &[u8; HEADER_BYTES], table: &[u8]) -> Result<Header, String> {
         data_bytes: get_u64(head, 88),
         index_crc: get_u32(head, 116),
         file_bytes: get_u64(head, 96),
+        note_bytes: note.len(),
     })
 }
 

@@ -51,6 +51,7 @@ pub(crate) struct LayerWriter<'a> {
     temporary: PathBuf,
     file: Arc<dyn StorageFile>,
     meta: Meta,
+    note_bytes: usize,
     /// Where the next data goes.
     position: u64,
     entries: Vec<Entry>,
@@ -80,12 +81,14 @@ impl<'a> LayerWriter<'a> {
         let file =
             storage.open(&temporary, OpenMode::CreateOrOpen).context("create undo layer", &temporary)?;
         scratch.buffer.resize(LAYER_BATCH_BYTES.0 as usize, 0);
+        let note_bytes = changeset::encode_note(&meta.note).len();
         Ok(LayerWriter {
             storage,
             path,
             temporary,
             file,
-            position: format::data_position(meta.volumes.len()),
+            position: format::data_position(meta.volumes.len(), note_bytes),
+            note_bytes,
             entries: Vec::new(),
             counts: vec![0; meta.volumes.len()].into(),
             meta,
@@ -255,7 +258,8 @@ impl<'a> LayerWriter<'a> {
             entry.encode(bytes);
         }
         let header = Header {
-            data_bytes: self.position - format::data_position(self.meta.volumes.len()),
+            data_bytes: self.position - format::data_position(self.meta.volumes.len(), self.note_bytes),
+            note_bytes: self.note_bytes,
             entries: self.counts.clone(),
             index_crc: crc32c::crc32c(&index),
             file_bytes: self.position + index.len() as u64,

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
 use changeset::VolumeInfo;
 use durable::{CrashStorage, OpenMode, Storage};
 
@@ -22,6 +22,7 @@ fn meta() -> Meta {
         epoch: Epoch(0x0a0b),
         cut_time: UnixNanos(0x0102_0304_0506_0708),
         consistency: Consistency::Filesystem,
+        note: PointNote { label: Some("nightly".parse().unwrap()), ..PointNote::default() },
         written: ByteCount(0x2200),
         zeroed: ByteCount(0x600),
         volumes: volumes.into(),
@@ -54,7 +55,7 @@ fn written(storage: &CrashStorage) -> Vec<u8> {
 fn golden_bytes() {
     let mut golden = Vec::new();
     golden.extend_from_slice(b"SEAWUNDO");
-    golden.extend_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0]);
+    golden.extend_from_slice(&[2, 0, 0, 0, 1, 0, 0, 0]);
     golden.extend_from_slice(&[0x11; 16]);
     golden.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
     golden.extend_from_slice(&[0x0b, 0x0a, 0, 0, 0, 0, 0, 0]);
@@ -65,7 +66,9 @@ fn golden_bytes() {
     golden.extend_from_slice(&[4, 0, 0, 0, 0, 0, 0, 0]);
     golden.extend_from_slice(&[0, 0x12, 0, 0, 0, 0, 0, 0]);
     golden.extend_from_slice(&[0x60, 0x22, 0, 0, 0, 0, 0, 0]);
-    golden.extend_from_slice(&[0; 12]);
+    golden.extend_from_slice(&[21, 0, 0, 0]);
+    golden.extend_from_slice(&GOLDEN_NOTE_CRC);
+    golden.extend_from_slice(&[0; 4]);
     golden.extend_from_slice(&GOLDEN_INDEX_CRC);
     golden.extend_from_slice(&GOLDEN_TABLE_CRC);
     golden.extend_from_slice(&GOLDEN_HEADER_CRC);
@@ -75,6 +78,8 @@ fn golden_bytes() {
     golden.extend_from_slice(&[4, 0, 0, 0, 0, 0, 0, 0]);
     golden.extend_from_slice(&[0, 2, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     golden.extend_from_slice(b"sda");
+    golden.resize(128 + 304, 0);
+    golden.extend_from_slice(b"\0\0\0\0\0\0\0\0\x07\0nightly\0\0\0\0");
     golden.resize(4096, 0);
     golden.extend_from_slice(&[0x5a; 4096]);
     golden.extend_from_slice(&[0xa5; 512]);
@@ -92,9 +97,10 @@ fn golden_bytes() {
     assert_eq!(bytes.len(), golden.len());
 }
 
+const GOLDEN_NOTE_CRC: [u8; 4] = [0x75, 0x78, 0xb6, 0x3b];
 const GOLDEN_INDEX_CRC: [u8; 4] = [0x9e, 0xf4, 0x41, 0x11];
 const GOLDEN_TABLE_CRC: [u8; 4] = [0x3b, 0xa3, 0x56, 0x1a];
-const GOLDEN_HEADER_CRC: [u8; 4] = [0x91, 0xd5, 0x0e, 0xae];
+const GOLDEN_HEADER_CRC: [u8; 4] = [0xe2, 0x39, 0x1b, 0x1d];
 const GOLDEN_BLOCK_CRC: [u8; 4] = [0x49, 0x8c, 0xf1, 0x37];
 const GOLDEN_SECTOR_CRC: [u8; 4] = [0x7d, 0x15, 0xe5, 0x7b];
 
@@ -120,8 +126,8 @@ fn read(bytes: &[u8]) -> Result<u64, ReplicaError> {
 fn damage_is_refused() {
     let bytes = written(&CrashStorage::new());
     assert_eq!(read(&bytes).unwrap(), 0x2200 + 0x600);
-    let table_end = 128 + 304;
-    for at in (0..table_end).chain(4096..bytes.len()) {
+    let note_end = 128 + 304 + 21;
+    for at in (0..note_end).chain(4096..bytes.len()) {
         let mut bytes = bytes.clone();
         bytes[at] ^= 1 << (at % 8);
         let error = read(&bytes).expect_err("a flipped bit");
@@ -147,6 +153,8 @@ fn contradictions_under_a_right_checksum_are_refused() {
         put(&mut bytes, 116, index);
         let table = crc32c::crc32c(&bytes[128..128 + 304]);
         put(&mut bytes, 120, table);
+        let note = crc32c::crc32c(&bytes[432..432 + 21]);
+        put(&mut bytes, 108, note);
         let head = crc32c::crc32c(&bytes[..124]);
         put(&mut bytes, 124, head);
         match read(&bytes) {
@@ -157,6 +165,9 @@ fn contradictions_under_a_right_checksum_are_refused() {
     assert!(refused(&|bytes| bytes[12] = 0).contains("volume table checksum"));
     assert!(refused(&|bytes| bytes[12] = 100).contains("do not make a file"));
     assert!(refused(&|bytes| bytes[14] = 1).contains("volumes, at most"));
+    assert!(refused(&|bytes| bytes[104] = 20).contains("note checksum"));
+    assert!(refused(&|bytes| bytes[106] = 1).contains("note of"));
+    assert!(refused(&|bytes| bytes[432 + 10] = b'\n').contains("label"));
     assert!(refused(&|bytes| bytes[72] = 9).contains("consistency 9"));
     assert!(refused(&|bytes| bytes[80..88].fill(0xff)).contains("do not make a file"));
     assert!(refused(&|bytes| bytes[128 + 24] = 3).contains("do not add up"));

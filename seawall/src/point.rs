@@ -1,0 +1,188 @@
+//! `seawall point now`: asks this machine's agent for a point.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use block::Label;
+use control::{AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint};
+use seawall_agent::AgentConfig;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use crate::cli::PointNowOptions;
+use crate::text;
+
+/// Exit status when there is a point, but of less consistency than was asked for.
+const LESS_THAN_ASKED: u8 = 3;
+
+pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<ExitCode> {
+    let socket = find_socket(options)?;
+    let request = AgentRequest::Point {
+        consistency: options.consistency.into(),
+        label: options.label.clone(),
+        wait: options.wait,
+    };
+    let mut stream = UnixStream::connect(&socket).await.with_context(|| {
+        format!("ask the agent at {}: does it run here, and are you root?", socket.display())
+    })?;
+    let mut line = serde_json::to_string(&request)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).await.context("ask the agent")?;
+    let mut answers = BufReader::new(stream).lines();
+    let mut taken = None;
+    while let Some(line) = answers.next_line().await.context("read the agent's answer")? {
+        let answer = serde_json::from_str(&line)
+            .with_context(|| format!("read the agent's answer {line:?}; is it of the same version?"))?;
+        match answer {
+            AgentAnswer::Progress { doing } if !options.json => eprintln!("{doing}"),
+            AgentAnswer::Progress { .. } => {}
+            AgentAnswer::Refused { code: AgentRefusal::BadRequest, reason } => {
+                bail!("{reason}; use the same version of `seawall` and of the agent")
+            }
+            AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
+            AgentAnswer::Point(point) if options.wait => taken = Some(point),
+            AgentAnswer::Point(point) => return report(&point, false, options.json),
+            AgentAnswer::Applied { .. } => {
+                let point = taken.context("the agent spoke of a point that it had not named")?;
+                return report(&point, true, options.json);
+            }
+        }
+    }
+    match taken {
+        Some(point) => bail!(
+            "wait until point {} is applied: the agent has ended; `seawall points` will show it when it is",
+            point.epoch
+        ),
+        None => bail!("ask the agent: it ended without an answer; look at its log"),
+    }
+}
+
+fn report(point: &TakenPoint, applied: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let as_asked = point.consistency >= point.asked;
+    let shown = if json {
+        let mut value = serde_json::to_value(point)?;
+        value["applied"] = applied.into();
+        format!("{value}\n")
+    } else {
+        render(point, applied)
+    };
+    text::say(&shown)?;
+    Ok(if as_asked { ExitCode::SUCCESS } else { ExitCode::from(LESS_THAN_ASKED) })
+}
+
+fn render(point: &TakenPoint, applied: bool) -> String {
+    let label = point.note.label.as_ref().map(|label| format!(" \"{label}\"")).unwrap_or_default();
+    let (local, _) = text::instant(point.cut_time);
+    let held = if applied { "the target holds it" } else { "on its way to the target" };
+    let mut shown =
+        format!("Point {}{label} of {local}: {}-consistent, {held}.\n", point.epoch, point.consistency);
+    if let Some(frozen) = point.note.frozen {
+        shown += &format!("Frozen for {}: {}\n", text::short(frozen), point.note.filesystems.join(", "));
+    }
+    if let Some(reason) = &point.note.reason {
+        shown += &format!("Not {}-consistent: {reason}\n", point.asked);
+    }
+    shown
+}
+
+/// The option, the configuration that `seawall init` made, or the one agent that listens on this machine.
+fn find_socket(options: &PointNowOptions) -> anyhow::Result<PathBuf> {
+    if let Some(socket) = &options.socket {
+        return Ok(socket.clone());
+    }
+    if let Some(file) = &options.agent_config {
+        return Ok(AgentConfig::load(file)?.control_socket());
+    }
+    let made = options.place.find();
+    if let Ok(dir) = &made {
+        let file = dir.join("agent/agent.toml");
+        if file.is_file() {
+            return Ok(AgentConfig::load(&file)?.control_socket());
+        }
+    }
+    if options.place.dir.is_some() {
+        let dir = made?;
+        bail!(
+            "find the agent: there is no {}; name its socket with --socket",
+            dir.join("agent/agent.toml").display()
+        );
+    }
+    only_one(Path::new(AGENT_SOCKET_DIR))
+}
+
+fn only_one(dir: &Path) -> anyhow::Result<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    // One that was killed leaves its socket behind, which nobody answers at.
+    let answers = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "sock")
+            && std::os::unix::net::UnixStream::connect(path).is_ok()
+    };
+    let mut sockets: Vec<PathBuf> = entries.filter(answers).collect();
+    match (sockets.pop(), sockets.is_empty()) {
+        (Some(socket), true) => Ok(socket),
+        (None, _) => bail!(
+            "find the agent: none listens in {}; is it running on this machine? --socket names another place",
+            dir.display()
+        ),
+        (Some(_), false) => bail!(
+            "find the agent: {} agents listen in {}; choose one with --socket",
+            sockets.len() + 1,
+            dir.display()
+        ),
+    }
+}
+
+/// A label from the command line.
+pub(crate) fn parse_label(text: &str) -> Result<Label, String> {
+    text.parse().map_err(|error: block::LabelError| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use block::{Consistency, Epoch, GroupId, PointNote, UnixNanos};
+
+    use super::*;
+
+    #[test]
+    fn the_only_agent_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(only_one(dir.path()).unwrap_err().to_string().contains("none listens"));
+        let listen = |name: &str| std::os::unix::net::UnixListener::bind(dir.path().join(name)).unwrap();
+        drop(listen("killed.sock"));
+        let _first = listen("a.sock");
+        std::fs::create_dir(dir.path().join("a.hooks")).unwrap();
+        assert_eq!(only_one(dir.path()).unwrap(), dir.path().join("a.sock"));
+        let _second = listen("b.sock");
+        assert!(only_one(dir.path()).unwrap_err().to_string().contains("2 agents"));
+    }
+
+    #[test]
+    fn what_became_of_it_is_said() {
+        let note = PointNote {
+            label: Some("nightly".parse().unwrap()),
+            frozen: Some(Duration::from_micros(12_300)),
+            filesystems: vec!["/".into(), "/srv".into()],
+            reason: Some("there are no hooks".into()),
+        };
+        let point = TakenPoint {
+            group: GroupId([1; 16]),
+            epoch: Epoch(7),
+            cut_time: UnixNanos(0),
+            asked: Consistency::Application,
+            consistency: Consistency::Filesystem,
+            note,
+        };
+        let shown = render(&point, true);
+        for expected in [
+            "Point 7 \"nightly\"",
+            "filesystem-consistent",
+            "12 ms: /, /srv",
+            "Not application-consistent: there are no hooks",
+        ] {
+            assert!(shown.contains(expected), "{expected} in {shown}");
+        }
+    }
+}
