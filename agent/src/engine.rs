@@ -45,8 +45,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(
         config: &AgentConfig,
-        source: Box<dyn Source>,
-        presence: Arc<Presence>,
+        (source, presence): (Box<dyn Source>, Arc<Presence>),
         sealer: Sealer,
         outbox: Arc<Outbox>,
         orders: Arc<Orders>,
