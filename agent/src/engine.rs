@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use capture::{Progress, Source};
-use changeset::Fold;
+use changeset::{Fold, VolumeInfo};
 
 use crate::config::AgentConfig;
 use crate::order::{Orders, Serving};
 use crate::outbox::Outbox;
 use crate::report::Reports;
 use crate::seal::{Job, Sealer, Verdict};
-use crate::volumes::Presence;
+use crate::source;
+use crate::volumes::{Presence, Volume, Volumes};
 
 /// An epoch is cut early when it holds this much, so that sealing, sending and applying overlap.
 const EPOCH_BYTES: ByteCount = ByteCount::mib(32);
@@ -26,8 +27,14 @@ const IDLE_SLEEP: (Duration, Duration) = (Duration::from_micros(500), Duration::
 const URGENT_SLEEP: Duration = Duration::from_micros(100);
 /// How often the report is renewed.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// After an attempt to follow a disk that has grown, the next waits so long.
+const TAKE_UP_PAUSE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Engine {
+    config: AgentConfig,
+    volumes: Vec<Volume>,
+    /// When a disk that has grown may be taken up next.
+    next_take_up: Instant,
     pub(crate) source: Box<dyn Source>,
     presence: Arc<Presence>,
     pub(crate) sealer: Sealer,
@@ -45,7 +52,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(
         config: &AgentConfig,
-        (source, presence): (Box<dyn Source>, Arc<Presence>),
+        (source, volumes): (Box<dyn Source>, &Volumes),
         sealer: Sealer,
         outbox: Arc<Outbox>,
         orders: Arc<Orders>,
@@ -57,8 +64,11 @@ impl Engine {
         let serving = Serving::default();
         let acknowledged = Epoch::NONE;
         Engine {
+            config: config.clone(),
+            volumes: volumes.list.clone(),
+            next_take_up: Instant::now(),
             source,
-            presence,
+            presence: volumes.presence.clone(),
             sealer,
             outbox,
             orders,
@@ -104,6 +114,7 @@ impl Engine {
             if now >= next_report {
                 next_report = now + REPORT_EVERY;
                 self.reports.update(&*self.source, &self.outbox, self.memory_used());
+                self.take_up_growth(now);
             }
             if progress == Progress::Busy || cut || served {
                 sleep = IDLE_SLEEP.0;
@@ -113,6 +124,29 @@ impl Engine {
                 self.orders.sleep(sleep.min(most));
                 sleep = (sleep * 2).min(IDLE_SLEEP.1);
             }
+        }
+    }
+
+    /// A disk that has grown is followed in its new size: by another source, which carries over what this one knows.
+    fn take_up_growth(&mut self, now: Instant) {
+        if now < self.next_take_up || self.serving.is_urgent() {
+            return;
+        }
+        let known = self.source.volumes();
+        let grown =
+            |(volume, info): &(&Volume, &VolumeInfo)| volume.size().is_some_and(|size| size > info.size);
+        let Some((volume, info)) = self.volumes.iter().zip(&known).find(grown) else { return };
+        self.next_take_up = now + TAKE_UP_PAUSE;
+        tracing::info!(volume = volume.name, from = %info.size, "a disk has grown: following it in its new size");
+        self.source.release();
+        match source::open(&self.config, &self.volumes) {
+            Ok(opened) => {
+                // What the open epoch held is among what is read again.
+                self.source = opened.source;
+                self.acknowledged = Epoch::NONE;
+            }
+            // The source goes on as it was; what is written behind the old end makes the volume suspect.
+            Err(error) => tracing::error!(error = format!("{error:#}"), "follow the disk in its new size"),
         }
     }
 

@@ -89,7 +89,7 @@ impl Agent {
         let scanned = source.status().volumes.iter().any(|volume| volume.mode == capture::Mode::Scan);
         let engine = Engine::new(
             &config,
-            (source, volumes.presence.clone()),
+            (source, &volumes),
             sealer,
             outbox.clone(),
             orders.clone(),

@@ -310,7 +310,7 @@ impl Engine {
         let taken = match consistency.is_point() {
             true => Ok(Taken { epoch, cut_time, verdict }),
             // The verdict's sender goes, so that the epoch is sealed as what it is.
-            false => Err("writes were missed at the cut itself".to_owned()),
+            false => Err(MISSED_AT_THE_CUT.to_owned()),
         };
         // Who asked may have gone; the epoch is a point all the same.
         let _ = reply.send(taken);
@@ -346,4 +346,6 @@ impl Engine {
 }
 
 const NOT_REACHED: &str = "the process server has not been reached yet";
+/// Everything was consumed and read, and then something was missed before the cut: the next one may do better.
+pub(crate) const MISSED_AT_THE_CUT: &str = "writes were missed at the cut itself";
 const SEALING: &str = "the epoch before is being sealed";

@@ -25,7 +25,7 @@ use crate::application::ApplicationSection;
 use crate::config::AgentConfig;
 use crate::freeze::{self, DeviceNumber, Freeze};
 use crate::hooks::{self, Action, Hook, Runner};
-use crate::order::{Orders, Refusal, Taken};
+use crate::order::{MISSED_AT_THE_CUT, Orders, Refusal, Taken};
 use crate::seal::Verdict;
 
 /// How long is waited until a freeze would be short enough; past it the point is crash-consistent.
@@ -297,7 +297,12 @@ impl Taker {
     /// Without hooks and freeze; `reason` when more was asked for.
     fn take_crash(&self, wish: &Wish, reason: Option<String>, way: &Way<'_>) -> Result<TakenPoint, Refusal> {
         way.doing("waiting for a crash-consistent cut");
-        let taken = self.orders.cut(Instant::now() + CRASH_CUT_MAX).map_err(|failed| match &reason {
+        let until = Instant::now() + CRASH_CUT_MAX;
+        let mut cut = self.orders.cut(until);
+        while cut.as_ref().is_err_and(|failed| *failed == MISSED_AT_THE_CUT) && Instant::now() < until {
+            cut = self.orders.cut(until);
+        }
+        let taken = cut.map_err(|failed| match &reason {
             Some(reason) => format!("take a point: {reason}; and not even a crash-consistent one: {failed}"),
             None => format!("take a point: {failed}"),
         })?;

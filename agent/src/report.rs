@@ -16,6 +16,7 @@ use crate::volumes::{Presence, Volumes};
 struct State {
     report: AgentReport,
     churn: Meter,
+    processor_ns: Meter,
     sent: Meter,
     /// What is wrong with capture; it does not mend itself.
     failure: Option<String>,
@@ -50,6 +51,7 @@ impl Reports {
                 ..AgentReport::default()
             },
             churn: Meter::new(),
+            processor_ns: Meter::new(),
             sent: Meter::new(),
             failure: None,
             link: None,
@@ -114,6 +116,8 @@ impl Reports {
         let status = source.status();
         let progress = outbox.progress();
         let mut state = self.state.lock();
+        let used = processor_ns().saturating_sub(state.processor_ns.total());
+        state.processor_ns.add(used);
         state.churn.add(status.written.0.saturating_sub(state.churn.total()));
         let bitmap = status.volumes.iter().any(|volume| volume.mode == Mode::Bitmap);
         let behind = status.volumes.iter().any(|volume| volume.dirty > ByteCount::ZERO)
@@ -181,11 +185,28 @@ impl Reports {
             epoch_memory_used: memory_used,
             epoch_memory_limit: self.memory,
             unsent_bytes: progress.bytes,
+            processors_used: state.processor_ns.per_second() / 1e9,
+            memory_resident: memory_resident(),
             capture_notes: self.notes.clone(),
             state: code,
             last_error,
         };
     }
+}
+
+/// Processor time of this process so far.
+fn processor_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Pages of this process that are in memory; 0 when the kernel does not say.
+fn memory_resident() -> ByteCount {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok());
+    ByteCount(pages.unwrap_or(0) * rustix::param::page_size() as u64)
 }
 
 /// What an error on the way to the next part means to a person.

@@ -344,6 +344,24 @@ impl System {
         self.wait_for_points("a point from now", |_| false).map(|_| 0)
     }
 
+    /// Bytes that the running agent has read from its disks, as it says from now on.
+    ///
+    /// # Errors
+    /// When it says nothing within 30 s.
+    pub fn drained(&self) -> anyhow::Result<u64> {
+        let now = block::UnixNanos::now().0;
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            let status = self.operator("status", &[])?;
+            let report = &status["process_server"]["groups"][0]["report"];
+            if report["time"].as_u64() > Some(now) {
+                return report["volumes"][0]["drained_total"].as_u64().context("drained_total in a report");
+            }
+            ensure!(Instant::now() < limit, "no new report in {status}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Restores a volume at a point to a file.
     ///
     /// # Errors

@@ -218,6 +218,7 @@ fn kernel_two_disks_share_a_cut() -> anyhow::Result<()> {
     let writers = Writers::start(&lanes, 0)?;
     let options = FollowOptions { interval: Duration::from_millis(20), ..FollowOptions::default() };
     let follower = Follower::start(&[data.device(), log.device()], options)?;
+    follower.wait_for_points(12)?;
     while writers.written() < 20_000 {
         std::thread::sleep(Duration::from_millis(10));
     }

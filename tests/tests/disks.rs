@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use scratch::lanes::{Lane, Writers, check};
@@ -284,5 +285,69 @@ fn points_keep_the_size_they_had() -> anyhow::Result<()> {
         system.restore("disk", point, &out)?;
         ensure!(&std::fs::read(&out)? == expected, "point {point} is not what the disk held then");
     }
+    Ok(())
+}
+
+/// A disk that grows while it is protected and written: the agent follows it in its new size, reads nothing again but the
+/// new part, and every point keeps the size it had.
+#[test]
+fn kernel_a_disk_that_grows_is_followed() -> anyhow::Result<()> {
+    if !root("kernel_a_disk_that_grows_is_followed") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    let disk = LoopDisk::create(&image, 96 * MIB)?;
+    let name = name(disk.device());
+    let mut system = System::init(&[disk.device()], 100)?;
+    system.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    let lane = Lane {
+        index: 0,
+        path: disk.device().to_owned(),
+        offset: 0,
+        slots: 64,
+        record_bytes: 4096,
+        direct: true,
+    };
+    let lanes = [lane];
+    let writers = Writers::start(&lanes, 1000)?;
+    system.start_all()?;
+    let points = system.wait_for_points("some points", |points| points.len() >= 10)?;
+    let before = *points.last().context("a point")?;
+
+    std::fs::OpenOptions::new().write(true).open(&image)?.set_len(160 * MIB)?;
+    run("losetup", &["-c", text(disk.device())])?;
+    // At once, behind the old end.
+    let output = format!("of={}", disk.device().display());
+    run("dd", &["if=/dev/urandom", &output, "bs=1M", "count=4", "seek=120", "oflag=direct", "conv=notrunc"])?;
+    let out = system.dir().join("restored");
+    let limit = Instant::now() + Duration::from_secs(60);
+    loop {
+        let newest = system.wait_for_now()?;
+        system.restore(&name, newest, &out)?;
+        if std::fs::metadata(&out)?.len() == 160 * MIB {
+            break;
+        }
+        ensure!(
+            Instant::now() < limit,
+            "the disk is not followed in its new size\n{}",
+            system.logged(Part::Agent)
+        );
+    }
+    let drained = system.drained()?;
+    ensure!(
+        drained < 80 * MIB,
+        "{drained} bytes were read again for 64 MiB more\n{}",
+        system.logged(Part::Agent)
+    );
+
+    let counts = writers.stop()?;
+    let newest = system.wait_for_now()?;
+    system.stop(Part::Agent)?;
+    system.restore(&name, newest, &out)?;
+    run("cmp", &[text(disk.device()), text(&out)]).context("the newest point against the disk")?;
+    ensure!(check(&lanes, |_| out.clone())? == counts);
+    system.restore(&name, before, &out)?;
+    ensure!(std::fs::metadata(&out)?.len() == 96 * MIB, "a point keeps the size it had");
     Ok(())
 }

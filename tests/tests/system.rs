@@ -209,7 +209,7 @@ fn kernel_a_restarted_agent_goes_on() -> anyhow::Result<()> {
     system.start_all()?;
     // What the first copy read is held elsewhere for sure a few epochs later.
     system.wait_for_points("some points", |points| points.len() >= 10)?;
-    let first = drained(&system)?;
+    let first = system.drained()?;
     ensure!(first >= 352 * MIB, "the first copy drained {first} bytes only");
     let mut random = random("SEAWALL_SEED");
     let mut rings = ["\"64MiB\"", "\"128MiB\""].into_iter().cycle();
@@ -228,7 +228,7 @@ fn kernel_a_restarted_agent_goes_on() -> anyhow::Result<()> {
         system.start(Part::Agent)?;
         if random(2) == 0 {
             system.wait_for_now()?;
-            let again = drained(&system)?;
+            let again = system.drained()?;
             ensure!(
                 again < 100 * MIB,
                 "round {round}: {again} bytes were read again\n{}",
@@ -248,21 +248,6 @@ fn kernel_a_restarted_agent_goes_on() -> anyhow::Result<()> {
     let mut some: Vec<u64> = points.iter().copied().step_by(step).collect();
     some.extend(points.last().filter(|last| some.last() != Some(last)));
     source.check_all(&system, &some, &counts)
-}
-
-/// Bytes that the running agent has read from its disks, as it says from now on.
-fn drained(system: &System) -> anyhow::Result<u64> {
-    let now = block::UnixNanos::now().0;
-    let limit = Instant::now() + Duration::from_secs(30);
-    loop {
-        let status = system.operator("status", &[])?;
-        let report = &status["process_server"]["groups"][0]["report"];
-        if report["time"].as_u64() > Some(now) {
-            return report["volumes"][0]["drained_total"].as_u64().context("drained_total in a report");
-        }
-        ensure!(Instant::now() < limit, "no new report in {status}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Numbers below a bound, from a seed that is printed and may be given in a variable.

@@ -6,12 +6,12 @@ mod presence;
 mod record;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use block::VolumeId;
+use block::{ByteCount, VolumeId};
 use capture::{DeviceName, Disks, FoundDisk, Resolved, Sameness};
 
 use crate::config::{AgentConfig, SourceChoice, VolumeConfig};
@@ -27,6 +27,16 @@ pub(crate) struct Volume {
     pub(crate) id: VolumeId,
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+}
+
+impl Volume {
+    /// How large its disk is now; `None` when that cannot be told.
+    pub(crate) fn size(&self) -> Option<ByteCount> {
+        let number = fs::metadata(&self.path).ok().filter(|data| data.file_type().is_block_device())?.rdev();
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size")).ok()?;
+        Some(ByteCount(sectors.trim().parse::<u64>().ok()? * block::SECTOR_BYTES))
+    }
 }
 
 /// The volumes of the group.

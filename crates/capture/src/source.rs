@@ -99,6 +99,8 @@ pub trait Source: Send {
     fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut;
     /// Epochs up to this one are held durably elsewhere.
     fn acknowledged(&mut self, held: Epoch);
+    /// Lets another source of the same volumes take over what is kept of this one, which is not used any more.
+    fn release(&mut self) {}
     /// What it says of itself.
     fn status(&self) -> SourceStatus;
 }

@@ -126,6 +126,8 @@ pub trait Tap: Send {
     fn unfinished(&self, volume: VolumeIndex) -> Bitmap;
     /// They have been marked dirty.
     fn forget_unfinished(&mut self);
+    /// Another tap may take over what is kept of this one.
+    fn release(&mut self) {}
     /// Remembers the last epoch that was given a number.
     fn keep_numbered(&mut self, epoch: Epoch);
     /// Remembers the last epoch that is held durably elsewhere.

@@ -43,6 +43,8 @@ const READ_RETRY_PAUSE_NS: u64 = 1_000_000_000;
 const SAMPLES_MAX: usize = 4096;
 /// When the bits have been found clear so often although the count says otherwise, they are counted again.
 const COUNT_AGAIN_AFTER: u32 = 1000;
+/// A disk that has grown must be taken up in its new size within so long; past it, all of it is read again and again.
+const OUTGROWN_NS_MAX: u64 = 10_000_000_000;
 /// Captured writes that are in flight for longer count as missed, so that a drain need not wait for a slow disk, nor for a
 /// write whose completion the programs did not see.
 const GRACE_NS_MAX: u64 = 500_000_000;
@@ -107,6 +109,10 @@ pub struct Tracker<T, D> {
     /// How often nothing was found dirty although the count said otherwise.
     miscounted: u32,
     pace: Pace,
+    /// When it was last asked to advance.
+    now: UnixNanos,
+    /// Since when there are writes outside a volume's known size.
+    outgrown: Option<UnixNanos>,
     /// The last epoch that was cut.
     cut: Epoch,
     /// The last epoch that has something of the touched granules that wait; `None` when none wait.
@@ -146,6 +152,8 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             losses: 0,
             miscounted: 0,
             pace: Pace::default(),
+            now,
+            outgrown: None,
             cut: Epoch::NONE,
             touched_through: None,
             last_error: None,
@@ -192,13 +200,20 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         full(&self.fold, limit)
     }
 
-    /// Tracking of a volume has a gap: all of it is read again.
-    fn take_losses(&mut self) {
+    /// Tracking of a volume has a gap: all of it is read again. A disk that has grown is left for a while to whoever
+    /// takes it up in its new size; until then no epoch is a point.
+    fn take_losses(&mut self, now: UnixNanos) {
         for volume in self.indices() {
-            if let Some(reason) = self.tap.loss(volume) {
-                self.lose(volume, reason);
-                self.tap.forget_loss(volume);
+            let Some(reason) = self.tap.loss(volume) else { continue };
+            if reason == LossReason::OutOfRange {
+                let since = *self.outgrown.get_or_insert(now);
+                if now.0.saturating_sub(since.0) < OUTGROWN_NS_MAX {
+                    continue;
+                }
+                self.outgrown = None;
             }
+            self.lose(volume, reason);
+            self.tap.forget_loss(volume);
         }
     }
 
@@ -394,6 +409,7 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             && self.reads == 0
             && self.landed.is_empty()
             && self.undated_until <= self.tap.consumed()
+            && self.outgrown.is_none()
     }
 }
 
@@ -449,7 +465,8 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
     }
 
     fn advance(&mut self, now: UnixNanos, limit: ByteCount) -> Result<Progress, CaptureError> {
-        self.take_losses();
+        self.now = now;
+        self.take_losses(now);
         self.pace.look(now, self.tap.writes(), self.limits.share);
         let before = self.tap.consumed();
         let produced = self.tap.produced();
@@ -488,7 +505,7 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
 
     fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut {
         // After the last consumed record: see the module's head.
-        self.take_losses();
+        self.take_losses(self.now);
         self.watch_skipped();
         let consistency = self.consistency();
         self.cut = epoch;
@@ -499,6 +516,10 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
     fn acknowledged(&mut self, held: Epoch) {
         self.tap.keep_acknowledged(held);
         self.forget_held(held);
+    }
+
+    fn release(&mut self) {
+        self.tap.release();
     }
 
     fn status(&self) -> SourceStatus {

@@ -101,6 +101,12 @@ pub struct AgentReport {
     pub epoch_memory_limit: ByteCount,
     /// Sealed and not yet sent.
     pub unsent_bytes: ByteCount,
+    /// Processors that the agent keeps busy: 0.5 is half of one.
+    #[serde(default)]
+    pub processors_used: f64,
+    /// Memory of the agent that is in use, with the part of the ring that is mapped into it.
+    #[serde(default)]
+    pub memory_resident: ByteCount,
     /// How writes are captured, and why not better; for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capture_notes: Vec<String>,

@@ -80,6 +80,8 @@ pub(crate) struct CaptureFigures {
     pub(crate) epoch_memory_limit: ByteCount,
     pub(crate) missed_writes_total: u64,
     pub(crate) overflow_total: u64,
+    pub(crate) processors_used: f64,
+    pub(crate) memory_resident: ByteCount,
     pub(crate) written_bytes_total: ByteCount,
     pub(crate) sent_bytes_total: ByteCount,
 }
@@ -234,6 +236,8 @@ fn figures(report: &AgentReport, report_age_seconds: f64) -> CaptureFigures {
         epoch_memory_limit: report.epoch_memory_limit,
         missed_writes_total: report.missed_writes_total,
         overflow_total: report.overflow_total,
+        processors_used: report.processors_used,
+        memory_resident: report.memory_resident,
         written_bytes_total: report.written_bytes_total,
         sent_bytes_total: report.sent_bytes_total,
     }

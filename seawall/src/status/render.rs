@@ -84,11 +84,14 @@ fn group_text(group: &GroupView) -> String {
     if let Some(capture) = &group.capture {
         let _ = writeln!(
             out,
-            "Agent:      ring {} of {}, memory {} of {}, missed writes {}, overflows {}, reported {} ago",
+            "Agent:      ring {} of {}, epochs {} of {}, in memory {}, processors {:.2}, missed writes {}, \
+             overflows {}, reported {} ago",
             capture.ring_used,
             capture.ring_bytes,
             capture.epoch_memory_used,
             capture.epoch_memory_limit,
+            capture.memory_resident,
+            capture.processors_used,
             capture.missed_writes_total,
             capture.overflow_total,
             text::span(Duration::from_secs_f64(capture.report_age_seconds.clamp(0.0, 1e9))),

@@ -237,6 +237,10 @@ impl Tap for KernelTap {
         self.maps.touched.age(&self.maps.kept[0]);
     }
 
+    fn release(&mut self) {
+        self.pins = None;
+    }
+
     fn keep_numbered(&mut self, epoch: Epoch) {
         self.maps.kept[0].numbered.store(epoch.0, Ordering::SeqCst);
     }
