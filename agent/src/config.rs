@@ -3,7 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::{ByteCount, Generation, GroupId, VolumeId, size_from_text};
-use capture::DeviceName;
+use capture::{DeviceName, TrackerLimits};
 use serde::{Deserialize, Deserializer};
 
 use crate::application::ApplicationSection;
@@ -139,7 +139,7 @@ fn default_tracking_folder() -> PathBuf {
 }
 
 fn default_drain_share() -> u32 {
-    25
+    TrackerLimits::default().share
 }
 
 pub(crate) fn default_ring() -> ByteCount {

@@ -67,7 +67,7 @@ pub struct TrackerLimits {
 
 impl Default for TrackerLimits {
     fn default() -> TrackerLimits {
-        TrackerLimits { read: ByteCount::mib(1), reads: 4, lanes: TRACKER_LANE_BYTES_MAX, share: 25 }
+        TrackerLimits { read: ByteCount::mib(1), reads: 4, lanes: TRACKER_LANE_BYTES_MAX, share: 10 }
     }
 }
 
