@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader};
-use block::{GRANULE_BYTES, VolumeId};
+use block::{Epoch, GRANULE_BYTES, VolumeId};
 
 use super::layout::{self, VolumeEntry};
 use super::maps::{Maps, possible_cpus, wait_for_programs};
@@ -120,6 +120,9 @@ pub(super) fn attach(
             let why_not_data = (!options.data).then(switched_off);
             let mut tap = KernelTap::new(entries, maps, attached, why_not_data, Some((pins, folder)));
             if !same_history {
+                // Another generation numbers its epochs anew.
+                tap.keep_numbered(Epoch::NONE);
+                tap.keep_acknowledged(Epoch::NONE);
                 tap.mark_all();
                 tap.why_all = Some("the group has a new generation".into());
             }
