@@ -107,6 +107,12 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
     // An error instead of a lower mode.
     system.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
     system.edit(Part::Agent, |text| text.replace("127.0.0.1", HOST_SEEN_BY_GUEST))?;
+    // The guest's root is frozen when the agent stops there; what the agent removes then must lie elsewhere.
+    let (socket, tracking) = (system.socket(), system.tracking());
+    system.edit(Part::Agent, |text| {
+        text.replace(&socket.display().to_string(), "/dev/shm/agent.sock")
+            .replace(&tracking.display().to_string(), "/sys/fs/bpf/seawall")
+    })?;
     disks.make_tools(&system)?;
     system.start(Part::TargetServer)?;
     system.start(Part::ProcessServer)?;
