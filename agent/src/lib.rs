@@ -9,9 +9,9 @@
 //! Memory: open epoch, the epoch being sealed and the outbox together stay inside `epoch_memory_bytes`. When it is full the
 //! engine stops consuming; the ring fills; writes turn into dirty bits. The application never waits.
 //!
-//! Crash: only which disks are protected is persistent here. But the kernel goes on tracking, and knows which granules were taken and are not
-//! held by the process server. An agent that starts again asks the process server for the last epoch it holds, and reads
-//! just those granules again. After a reboot it reads everything.
+//! Crash: only which disks are protected is persistent here. But the kernel goes on tracking, and knows which granules were
+//! taken and are not held by the process server. An agent that starts again asks the process server for the last epoch it
+//! holds, and reads just those granules again. After a reboot it reads everything.
 
 mod application;
 mod check;

@@ -39,6 +39,7 @@ impl Opened {
 pub(crate) fn open(config: &AgentConfig, volumes: &[Volume]) -> anyhow::Result<Opened> {
     let choice = config.agent.source;
     let scan = || -> anyhow::Result<Box<dyn Source>> {
+        forget_kept(config);
         let volumes: Vec<_> =
             volumes.iter().map(|volume| (volume.id, volume.name.clone(), volume.path.clone())).collect();
         Ok(Box::new(ScanSource::open(&volumes, config.agent.epoch_interval_ms)?))
@@ -136,7 +137,16 @@ fn attach(
             attached => return Ok((attached?, Vec::new())),
         }
     }
+    forget_kept(config);
     Ok((KernelTap::attach(volumes, &options)?, vec!["tracking ends with this process, as configured".into()]))
+}
+
+/// What an earlier agent has left is of no use to a source that does not go on from it, and would be wrong for a later one.
+fn forget_kept(config: &AgentConfig) {
+    if let Err(error) = capture::detach(&config.agent.tracking_folder, Some(&config.agent.group.to_string()))
+    {
+        tracing::warn!(%error, "end the tracking that an earlier agent has left");
+    }
 }
 
 /// Whether writes of this disk can be captured with their data: attaches and detaches again.

@@ -186,9 +186,7 @@ fn kernel_killed_servers_lose_nothing() -> anyhow::Result<()> {
     ensure!(known.iter().all(|point| points.contains(point)), "points vanished: {known:?} became {points:?}");
     ensure!(!system.logged(Part::Agent).contains("delivery stopped"), "{}", system.logged(Part::Agent));
     source.leave()?;
-    let step = (points.len() / 10).max(1);
-    let mut some: Vec<u64> = points.iter().copied().step_by(step).collect();
-    some.extend(points.last().filter(|last| some.last() != Some(last)));
+    let some = some_of(&points, 10);
     println!("{ROUNDS} kills, {} points", points.len());
     source.check_all(&system, &some, &counts)
 }
@@ -244,10 +242,16 @@ fn kernel_a_restarted_agent_goes_on() -> anyhow::Result<()> {
     ensure!(!system.logged(Part::Agent).contains("delivery stopped"), "{}", system.logged(Part::Agent));
     source.leave()?;
     let points = system.points();
-    let step = (points.len() / 12).max(1);
+    let some = some_of(&points, 12);
+    source.check_all(&system, &some, &counts)
+}
+
+/// About so many of the points, and always the newest.
+fn some_of(points: &[u64], count: usize) -> Vec<u64> {
+    let step = (points.len() / count).max(1);
     let mut some: Vec<u64> = points.iter().copied().step_by(step).collect();
     some.extend(points.last().filter(|last| some.last() != Some(last)));
-    source.check_all(&system, &some, &counts)
+    some
 }
 
 /// Numbers below a bound, from a seed that is printed and may be given in a variable.
@@ -289,6 +293,31 @@ fn kernel_detach_ends_what_is_kept() -> anyhow::Result<()> {
     let system = &mut system;
     system.stop(Part::Agent)?;
     ensure!(std::fs::read_dir(system.tracking())?.count() == 1, "tracking goes on without an agent");
+
+    // A removal that was interrupted: what is left has a gap, so that all is read again.
+    for round in 0..2 {
+        let group = std::fs::read_dir(system.tracking())?.next().context("a group")??.path();
+        let number = std::fs::read_dir(group)?.next().context("an installation")??.path();
+        std::fs::remove_file(number.join("link_on_issue_1"))?;
+        if round == 1 {
+            std::fs::remove_file(number.join("granules"))?;
+        }
+        system.start(Part::Agent)?;
+        system.wait_for_now()?;
+        ensure!(system.drained()? >= 16 * MIB, "nothing that was not followed is taken for clean");
+        system.stop(Part::Agent)?;
+    }
+
+    // An agent that does not keep its tracking leaves nothing behind that a later one would go on from.
+    system.edit(Part::Agent, |text| text.replace("keep_tracking = true", "keep_tracking = false"))?;
+    system.start(Part::Agent)?;
+    system.wait_for_now()?;
+    ensure!(!system.tracking().exists(), "what an earlier agent kept is gone");
+    system.stop(Part::Agent)?;
+    system.edit(Part::Agent, |text| text.replace("keep_tracking = false", "keep_tracking = true"))?;
+    system.start(Part::Agent)?;
+    system.wait_for_now()?;
+    system.stop(Part::Agent)?;
     let config = system.config(Part::Agent);
     let detach = |said: &str| -> anyhow::Result<()> {
         let mut command = std::process::Command::new(program("seawall-agent")?);
@@ -338,9 +367,7 @@ fn kernel_overflow_is_said_in_status() -> anyhow::Result<()> {
     system.stop(Part::Agent)?;
     source.leave()?;
     let points = system.points();
-    let step = (points.len() / 8).max(1);
-    let mut some: Vec<u64> = points.iter().copied().step_by(step).collect();
-    some.extend(points.last().filter(|last| some.last() != Some(last)));
+    let some = some_of(&points, 8);
     source.check_all(&system, &some, &counts)
 }
 

@@ -287,6 +287,11 @@ static __always_inline void mark(struct volume *v, struct counters *here, __u64 
 		set_lost(v, here, LOST_RANGE);
 }
 
+static __always_inline int is_ranges(__u32 op)
+{
+	return op == REQ_OP_DISCARD || op == REQ_OP_SECURE_ERASE || op == REQ_OP_WRITE_ZEROES;
+}
+
 /* ---- requests in flight ----
  *
  * A write claims a slot, with a full barrier, before it looks at the granules' bits, and leaves it when it completes. So
@@ -344,7 +349,8 @@ static __always_inline void flight_note(struct flight *flight, struct volume *v,
 {
 	flight->dev = v->dev;
 	flight->sector = rq->__sector;
-	flight->bytes = op == REQ_OP_WRITE ? bytes : 0;
+	/* Ranges that were merged into one request need not lie together. */
+	flight->bytes = op == REQ_OP_WRITE || (is_ranges(op) && !rq->bio->bi_next) ? bytes : 0;
 }
 
 /* Nobody saw the end of what the slot was claimed for, or it ended in some other way: it may be on the disk or not. */
@@ -570,11 +576,6 @@ static long range_mark_step(__u32 i, struct ranges *w)
 }
 
 #define BIOS_MAX 512
-
-static __always_inline int is_ranges(__u32 op)
-{
-	return op == REQ_OP_DISCARD || op == REQ_OP_SECURE_ERASE || op == REQ_OP_WRITE_ZEROES;
-}
 
 static __always_inline int encrypted_inline(struct request *rq)
 {

@@ -203,14 +203,13 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
     /// Tracking of a volume has a gap: all of it is read again. A disk that has grown is left for a while to whoever
     /// takes it up in its new size; until then no epoch is a point.
     fn take_losses(&mut self, now: UnixNanos) {
+        let since = self.outgrown.take();
         for volume in self.indices() {
             let Some(reason) = self.tap.loss(volume) else { continue };
-            if reason == LossReason::OutOfRange {
-                let since = *self.outgrown.get_or_insert(now);
-                if now.0.saturating_sub(since.0) < OUTGROWN_NS_MAX {
-                    continue;
-                }
-                self.outgrown = None;
+            let since = since.unwrap_or(now);
+            if reason == LossReason::OutOfRange && now.0.saturating_sub(since.0) < OUTGROWN_NS_MAX {
+                self.outgrown = Some(since);
+                continue;
             }
             self.lose(volume, reason);
             self.tap.forget_loss(volume);

@@ -88,6 +88,11 @@ fn switched_off() -> String {
     "switched off by configuration".into()
 }
 
+/// Whether every program is attached: a removal may have been interrupted, or somebody have removed a pin by hand.
+fn all_linked(folder: &Path) -> bool {
+    PROGRAMS.iter().all(|(program, _)| folder.join(format!("link_{program}")).exists())
+}
+
 /// See [`KernelTap::attach`].
 pub(super) fn attach(
     volumes: &[(VolumeId, &Device)],
@@ -108,7 +113,10 @@ pub(super) fn attach(
     let mut old = None;
     for Installation { folder, maps } in pins.installations()? {
         match maps {
-            Some(maps) if old.is_none() => old = Some(Old { entries: maps.entries()?, folder, maps }),
+            // Without all of its links there was a time that nobody followed: what it knows has a gap.
+            Some(maps) if old.is_none() && all_linked(&folder) => {
+                old = Some(Old { entries: maps.entries()?, folder, maps });
+            }
             _ => pins::remove(&folder)?,
         }
     }
@@ -118,7 +126,7 @@ pub(super) fn attach(
         (Some(Old { folder, maps, .. }), true) => {
             let attached = Attached::pinned(&folder)?;
             let why_not_data = (!options.data).then(switched_off);
-            let mut tap = KernelTap::new(entries, maps, attached, why_not_data, Some((pins, folder)));
+            let mut tap = KernelTap::new(entries, maps, attached, why_not_data, Some(pins));
             if !same_history {
                 // Another generation numbers its epochs anew.
                 tap.keep_numbered(Epoch::NONE);
@@ -162,8 +170,7 @@ fn install(
         }
     };
     let pairs: Vec<_> = entries.iter().filter_map(|new| Some((known(new)?, *new))).collect();
-    let mut tap =
-        KernelTap::new(entries.to_vec(), loaded.maps, attached, loaded.why_not_data, Some((pins, folder)));
+    let mut tap = KernelTap::new(entries.to_vec(), loaded.maps, attached, loaded.why_not_data, Some(pins));
     tap.resumed = same_history;
     if pairs.len() < tap.volumes.len() {
         tap.why_all = Some("tracking begins for some of the disks".into());
@@ -197,13 +204,12 @@ impl Old {
         self.maps.kept[0].generation.load(Ordering::SeqCst)
     }
 
-    /// Whether it is just what is wanted now, and all of it is attached: somebody may have removed a pin by hand.
+    /// Whether it is just what is wanted now.
     fn fits(&self, entries: &[VolumeEntry], ring_bytes: u64, data: bool) -> bool {
         self.entries == entries
             && self.maps.kept[0].object.load(Ordering::SeqCst) == object_hash()
             && self.maps.kept[0].ring_bytes.load(Ordering::SeqCst) == ring_bytes
             && self.maps.control[0].data_mode.load(Ordering::SeqCst) == u64::from(data)
-            && PROGRAMS.iter().all(|(program, _)| self.folder.join(format!("link_{program}")).exists())
     }
 
     /// What it knows as this volume: on the same medium, which may have grown.

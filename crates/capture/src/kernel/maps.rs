@@ -66,23 +66,19 @@ impl Maps {
         Ok(maps)
     }
 
-    /// Opens pinned maps; `None` when they are not whole, or of another layout.
-    pub(super) fn pinned(folder: &Path) -> Result<Option<Maps>, CaptureError> {
+    /// Opens pinned maps; `None` when they are not whole, as after a removal that was interrupted, or of another layout.
+    pub(super) fn pinned(folder: &Path) -> Option<Maps> {
         let open = |name: &str| {
             MapData::from_pin(folder.join(name))
                 .map_err(|error| CaptureError::kernel("open a pinned map", &error))
         };
-        let kept: Shared<Kept> = match open("kept") {
-            Ok(data) => shared(&data, "kept", 1)?,
-            Err(_) => return Ok(None),
-        };
+        let kept: Shared<Kept> = shared(&open("kept").ok()?, "kept", 1).ok()?;
         if kept[0].layout.load(Ordering::SeqCst) != layout::LAYOUT {
-            return Ok(None);
+            return None;
         }
         let ring_bytes = kept[0].ring_bytes.load(Ordering::SeqCst);
-        let granules = open("granules")?;
-        let info = granules.info().map_err(|error| CaptureError::kernel("look at a map", &error))?;
-        Maps::open(ring_bytes, u64::from(info.max_entries()), open).map(Some)
+        let words = open("granules").ok()?.info().ok()?.max_entries();
+        Maps::open(ring_bytes, u64::from(words), open).ok()
     }
 
     fn open(

@@ -2,7 +2,8 @@
 //!
 //! Rooms: `layout` is what both sides share; `maps` opens the kernel's maps and `memory` maps them; `ring` reads records;
 //! `calibrate` finds where page frames are; `attach` makes a tap, of nothing or of what the last agent left; `pins` is
-//! where that is; `touched` what is not held elsewhere yet; `skipped` is R11's watch; `sys` are bare system calls; this file ties them to [`Tap`].
+//! where that is; `touched` what is not held elsewhere yet; `skipped` is R11's watch; `sys` are bare system calls; this
+//! file ties them to [`Tap`].
 
 mod attach;
 mod calibrate;
@@ -83,7 +84,8 @@ pub struct KernelTap {
     why_not_data: Option<String>,
     resumed: bool,
     why_all: Option<String>,
-    pins: Option<(Pins, PathBuf)>,
+    /// Held while it is kept: one agent a group.
+    pins: Option<Pins>,
 }
 
 impl KernelTap {
@@ -105,7 +107,7 @@ impl KernelTap {
         maps: Maps,
         attached: Attached,
         why_not_data: Option<String>,
-        pins: Option<(Pins, PathBuf)>,
+        pins: Option<Pins>,
     ) -> KernelTap {
         KernelTap {
             volumes,
@@ -140,11 +142,6 @@ impl KernelTap {
     /// Why a disk is read as a whole although an earlier process left something; `None` when none is.
     pub fn why_all(&self) -> Option<&str> {
         self.why_all.as_deref()
-    }
-
-    /// Where tracking outlives this process, if it does.
-    pub fn kept_in(&self) -> Option<&std::path::Path> {
-        self.pins.as_ref().map(|(_, folder)| folder.as_path())
     }
 
     fn word(&self, volume: VolumeIndex, granule: Granule) -> Option<(&GranuleWord, u64)> {

@@ -53,11 +53,8 @@ impl Pins {
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
             .collect();
         folders.sort();
-        let opened = folders.into_iter().rev().map(|(_, folder)| {
-            let maps = Maps::pinned(&folder)?;
-            Ok(Installation { folder, maps })
-        });
-        opened.collect()
+        let open = |(_, folder): (u64, PathBuf)| Installation { maps: Maps::pinned(&folder), folder };
+        Ok(folders.into_iter().rev().map(open).collect())
     }
 
     /// An empty folder for a new installation.
