@@ -143,6 +143,20 @@ pub trait Tap: Send {
     /// What [`Tap::skipped`] last saw has been acted on.
     fn forget_skipped(&mut self);
 
+    /// Whether a write that counts as missed is in flight: it may have ended, unseen by the programs.
+    fn missed_in_flight(&self) -> bool;
+    /// How many sectors of writes the disk has ended and the programs have not seen ending, as far as that can be told:
+    /// never too many.
+    fn unseen(&mut self, volume: VolumeIndex) -> u64;
+    /// All of the volume has been marked dirty.
+    fn accept_unseen(&mut self, volume: VolumeIndex);
+    /// Notes which places in flight are left of writes that are not there any more.
+    fn note_stale(&mut self);
+    /// Of those that were noted, such as still are: marks what they wrote, and frees them.
+    fn mend_stale(&mut self);
+    /// How many sectors were counted as ended because their place was found stale, since the tap began.
+    fn mended(&self, volume: VolumeIndex) -> u64;
+
     /// Writes seen since the tap began, captured or not.
     fn writes(&self) -> u64;
     /// Counts since the tap began.

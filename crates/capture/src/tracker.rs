@@ -1,9 +1,12 @@
 //! The state machine of capture: consumes records, drains dirty granules, cuts epochs. The same in the agent and in the
 //! model tests; the kernel and the disks are behind [`Tap`] and [`Disk`].
 //!
-//! Consistency (R3): an epoch is crash-consistent if at its cut nothing is dirty and nothing is being drained. The bits are
-//! looked at after the ring has been consumed up to the cut, so that a missed write that completed before any
-//! recorded one was issued is seen.
+//! Consistency (R3): an epoch is crash-consistent if at its cut nothing is dirty, nothing is being drained and no missed write
+//! is in flight. That is looked at after the ring has been consumed up to the cut, so that a missed write that completed
+//! before any recorded one was issued is seen: by its bits, or by its slot if its end was not seen.
+//!
+//! Ends that nobody saw: the disks' own counts are compared with ours at each cut and every [`LOOK_NS`] in between. What is
+//! ahead is looked for among the slots; what they do not explain was never seen, and its volume is read again.
 //!
 //! Order of a drain, and what breaks if it is changed:
 //! 1. Note which granules are dirty. From now on no write to them enters the ring.
@@ -48,6 +51,12 @@ const OUTGROWN_NS_MAX: u64 = 10_000_000_000;
 /// Captured writes that are in flight for longer count as missed, so that a drain need not wait for a slow disk, nor for a
 /// write whose completion the programs did not see.
 const GRACE_NS_MAX: u64 = 500_000_000;
+/// While there are writes, it is looked so often for ends that nobody saw.
+const LOOK_NS: u64 = 50_000_000;
+/// And so often when nothing was written since all was found well.
+const LOOK_IDLE_NS: u64 = 500_000_000;
+/// Stale slots are noted in one look and mended in a later one; what is not explained after so many, will not be.
+const LOOKS_MAX: u32 = 4;
 /// Applications count as writing for so long after a write was seen.
 const WRITING_NS: u64 = 20_000_000;
 
@@ -87,6 +96,14 @@ struct Landed {
     after: RingPosition,
 }
 
+/// Sectors of a volume that ended unseen, and since when that is known.
+#[derive(Clone, Copy)]
+struct Unseen {
+    sectors: u64,
+    mended_before: u64,
+    looks: u32,
+}
+
 /// Turns a tap and its disks into epochs.
 pub struct Tracker<T, D> {
     tap: T,
@@ -111,6 +128,11 @@ pub struct Tracker<T, D> {
     pace: Pace,
     /// When it was last asked to advance.
     now: UnixNanos,
+    /// By volume.
+    unseen: Vec<Option<Unseen>>,
+    looked_at: UnixNanos,
+    /// The count of writes at the last look that found all well.
+    looked_writes: u64,
     /// Since when there are writes outside a volume's known size.
     outgrown: Option<UnixNanos>,
     /// The last epoch that was cut.
@@ -137,6 +159,9 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         let mut tracker = Tracker {
             tap,
             disk,
+            unseen: vec![None; volumes.len()],
+            looked_at: UnixNanos(0),
+            looked_writes: u64::MAX,
             volumes,
             limits,
             fold: Fold::new(),
@@ -244,6 +269,49 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             self.tap.mark_dirty(volume, Granule(granule));
         }
         self.tap.miss_in_flight();
+    }
+
+    /// Looks for writes that ended unseen, if it is time to.
+    fn look_at_ends(&mut self, now: UnixNanos) {
+        let writes = self.tap.writes();
+        let pause = if writes == self.looked_writes { LOOK_IDLE_NS } else { LOOK_NS };
+        if now.0.saturating_sub(self.looked_at.0) < pause {
+            return;
+        }
+        self.looked_at = now;
+        self.tap.mend_stale();
+        let mut well = !self.tap.missed_in_flight();
+        for volume in self.indices() {
+            let sectors = self.tap.unseen(volume);
+            let mended = self.tap.mended(volume);
+            let known = &mut self.unseen[usize::from(volume.0)];
+            match known {
+                _ if sectors == 0 => *known = None,
+                Some(before) if before.looks + 1 < LOOKS_MAX => before.looks += 1,
+                Some(before) if mended.wrapping_sub(before.mended_before) < before.sectors => {
+                    *known = None;
+                    self.lose(volume, LossReason::Unseen);
+                    self.tap.accept_unseen(volume);
+                }
+                // Those were found; there are others since.
+                _ => *known = Some(Unseen { sectors, mended_before: mended, looks: 0 }),
+            }
+            well &= sectors == 0;
+        }
+        if well {
+            self.looked_writes = writes;
+        } else {
+            self.tap.note_stale();
+        }
+    }
+
+    /// Whether all ends of writes were seen, as far as the disks' own counts tell.
+    fn all_ends_seen(&mut self) -> bool {
+        let seen = self.indices().all(|volume| self.tap.unseen(volume) == 0);
+        if !seen {
+            (self.looked_at, self.looked_writes) = (UnixNanos(0), u64::MAX);
+        }
+        seen
     }
 
     fn consume(&mut self, until: RingPosition, limit: ByteCount) {
@@ -409,6 +477,8 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             && self.landed.is_empty()
             && self.undated_until <= self.tap.consumed()
             && self.outgrown.is_none()
+            && self.unseen.iter().all(Option::is_none)
+            && !self.tap.missed_in_flight()
     }
 }
 
@@ -466,6 +536,7 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
     fn advance(&mut self, now: UnixNanos, limit: ByteCount) -> Result<Progress, CaptureError> {
         self.now = now;
         self.take_losses(now);
+        self.look_at_ends(now);
         self.pace.look(now, self.tap.writes(), self.limits.share);
         let before = self.tap.consumed();
         let produced = self.tap.produced();
@@ -506,7 +577,10 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
         // After the last consumed record: see the module's head.
         self.take_losses(self.now);
         self.watch_skipped();
-        let consistency = self.consistency();
+        let mut consistency = self.consistency();
+        if consistency.is_point() && !self.all_ends_seen() {
+            consistency = Consistency::None;
+        }
         self.cut = epoch;
         self.tap.keep_numbered(epoch);
         Cut { fold: std::mem::replace(&mut self.fold, reuse), consistency, time: self.dated }

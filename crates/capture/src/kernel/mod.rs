@@ -2,11 +2,12 @@
 //!
 //! Rooms: `layout` is what both sides share; `maps` opens the kernel's maps and `memory` maps them; `ring` reads records;
 //! `calibrate` finds where page frames are; `attach` makes a tap, of nothing or of what the last agent left; `pins` is
-//! where that is; `touched` what is not held elsewhere yet; `skipped` is R11's watch; `sys` are bare system calls; this
-//! file ties them to [`Tap`].
+//! where that is; `touched` what is not held elsewhere yet; `skipped` is R11's watch, `ends` compares with what the kernel
+//! has counted; `sys` are bare system calls; this file ties them to [`Tap`].
 
 mod attach;
 mod calibrate;
+mod ends;
 mod layout;
 mod maps;
 mod memory;
@@ -26,6 +27,7 @@ use block::{Bitmap, ByteCount, Epoch, Extent, GRANULE_BYTES, Generation, Granule
 use crate::tap::{LossReason, Record, RingPosition, Tap, TapCounters, VolumeIndex};
 use crate::{CaptureError, Device};
 use attach::Attached;
+use ends::Ends;
 use layout::{GranuleWord, VolumeEntry};
 use maps::{Maps, wait_for_programs};
 use pins::Pins;
@@ -80,6 +82,7 @@ pub struct KernelTap {
     waited_for: Vec<(usize, u64)>,
     /// What was last read of the kernel's counts of skipped runs.
     looked: Option<Skipped>,
+    ends: Ends,
     data_mode: bool,
     why_not_data: Option<String>,
     resumed: bool,
@@ -110,6 +113,7 @@ impl KernelTap {
         pins: Option<Pins>,
     ) -> KernelTap {
         KernelTap {
+            ends: Ends::new(&volumes),
             volumes,
             maps,
             attached,
@@ -157,6 +161,13 @@ impl KernelTap {
         let dirty = &self.maps.granules[(entry.first_word + word) as usize].dirty;
         let already = dirty.fetch_or(bits, Ordering::SeqCst) & bits;
         self.counted = self.counted.wrapping_sub(u64::from(already.count_ones()));
+    }
+
+    fn mark_extent(&mut self, entry: &VolumeEntry, extent: Extent) {
+        let first = extent.offset().0 / GRANULE_BYTES;
+        for granule in first..extent.end().0.div_ceil(GRANULE_BYTES).min(entry.granules) {
+            self.mark_word(entry, granule / 64, 1 << (granule % 64));
+        }
     }
 
     fn mark_all(&mut self) {
@@ -358,6 +369,33 @@ impl Tap for KernelTap {
         if let Some(looked) = self.looked {
             looked.store(&self.maps);
         }
+    }
+
+    fn missed_in_flight(&self) -> bool {
+        self.maps.slots().any(|slot| {
+            let value = slot.load(Ordering::SeqCst);
+            value & layout::SLOT_MISSED != 0 && value & !layout::SLOT_FLAGS != 0
+        })
+    }
+
+    fn unseen(&mut self, volume: VolumeIndex) -> u64 {
+        self.ends.unseen(&self.maps, usize::from(volume.0))
+    }
+
+    fn accept_unseen(&mut self, volume: VolumeIndex) {
+        self.ends.accept(&self.maps, usize::from(volume.0));
+    }
+
+    fn note_stale(&mut self) {
+        self.ends.note_stale(&self.maps, &self.attached);
+    }
+
+    fn mend_stale(&mut self) {
+        self.ends.mend_stale(&self.maps, &self.attached);
+    }
+
+    fn mended(&self, volume: VolumeIndex) -> u64 {
+        self.maps.ledger[usize::from(volume.0)].mended.load(Ordering::SeqCst)
     }
 
     fn writes(&self) -> u64 {

@@ -28,10 +28,14 @@ pub(crate) struct Met {
     pub(crate) crashes: u64,
     pub(crate) epochs_dropped: u64,
     pub(crate) waited_too_long: u64,
+    pub(crate) left_out: u64,
+    pub(crate) left_out_twice: u64,
+    pub(crate) mended: u64,
+    pub(crate) unexplained: u64,
 }
 
 impl Met {
-    fn fields(&mut self) -> [(&'static str, &mut u64); 27] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 31] {
         let Met {
             writes,
             captured,
@@ -60,6 +64,10 @@ impl Met {
             crashes,
             epochs_dropped,
             waited_too_long,
+            left_out,
+            left_out_twice,
+            mended,
+            unexplained,
         } = self;
         [
             ("writes", writes),
@@ -89,6 +97,10 @@ impl Met {
             ("crashes", crashes),
             ("epochs_dropped", epochs_dropped),
             ("waited_too_long", waited_too_long),
+            ("left_out", left_out),
+            ("left_out_twice", left_out_twice),
+            ("mended", mended),
+            ("unexplained", unexplained),
         ]
     }
 

@@ -51,6 +51,8 @@ pub(crate) struct SimTap {
     waited_for: Vec<(Place, Slot)>,
     /// `marked - marked_again` and this, wrapping, is at least the number of dirty granules.
     counted: u64,
+    /// What was found stale.
+    stale: Vec<(Place, Slot)>,
     /// What was last read of skipped completions.
     looked: Option<u64>,
     /// For [`Mutation::BitsBeforeRing`].
@@ -385,6 +387,63 @@ impl Tap for SimTap {
         }
     }
 
+    fn missed_in_flight(&self) -> bool {
+        let world = self.shared.enter();
+        let unlooked = world.is(Mutation::MissedInFlightOffered) || world.is(Mutation::PositionTooEarly);
+        !unlooked && world.slots().any(|(_, slot)| slot.missed)
+    }
+
+    fn unseen(&mut self, volume: VolumeIndex) -> u64 {
+        let mut world = self.shared.enter();
+        if world.is(Mutation::EndsUncompared) || world.config.unquiet {
+            return 0;
+        }
+        let volume = world.volume_mut(volume);
+        let ahead = volume.ended_kernel.wrapping_sub(volume.ended);
+        let unseen = ahead.wrapping_sub(volume.ended_base) as i64;
+        let read = (volume.ended_kernel, volume.ended);
+        if unseen < 0 && volume.ended_read == read {
+            volume.ended_base = ahead;
+        }
+        volume.ended_read = read;
+        unseen.max(0) as u64
+    }
+
+    fn accept_unseen(&mut self, volume: VolumeIndex) {
+        let mut world = self.shared.enter();
+        if world.dead {
+            return;
+        }
+        world.met.unexplained += 1;
+        let volume = world.volume_mut(volume);
+        volume.ended_base = volume.ended_kernel.wrapping_sub(volume.ended);
+    }
+
+    fn note_stale(&mut self) {
+        let world = self.shared.enter();
+        self.stale = world.slots().filter(|(_, slot)| world.is_stale(slot)).collect();
+    }
+
+    fn mend_stale(&mut self) {
+        if !self.stale.is_empty() {
+            self.shared.enter().end_programs();
+        }
+        for (place, was) in std::mem::take(&mut self.stale) {
+            let mut world = self.shared.enter();
+            let same = world.slot(place).filter(|slot| slot.looks_like(&was));
+            if !world.dead
+                && let Some(slot) = same
+                && world.is_stale(&slot)
+            {
+                world.mend(place);
+            }
+        }
+    }
+
+    fn mended(&self, volume: VolumeIndex) -> u64 {
+        self.shared.enter().volume_mut(volume).mended
+    }
+
     fn writes(&self) -> u64 {
         self.shared.lock().met.writes
     }
@@ -467,6 +526,7 @@ pub(crate) fn sides(shared: &Shared) -> (SimTap, SimDisk) {
         waited_for: Vec::new(),
         counted: 0,
         looked: None,
+        stale: Vec::new(),
         counted_before: None,
         held: Vec::new(),
         landing: landing.clone(),
