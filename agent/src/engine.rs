@@ -10,6 +10,7 @@ use capture::{Progress, Source};
 use changeset::{Fold, VolumeInfo};
 
 use crate::config::AgentConfig;
+use crate::limits::Processor;
 use crate::order::{Orders, Serving};
 use crate::outbox::Outbox;
 use crate::report::Reports;
@@ -42,6 +43,7 @@ pub(crate) struct Engine {
     pub(crate) orders: Arc<Orders>,
     pub(crate) serving: Serving,
     reports: Arc<Reports>,
+    processor: Processor,
     stop: Arc<AtomicBool>,
     interval: Duration,
     memory: ByteCount,
@@ -57,7 +59,7 @@ impl Engine {
         outbox: Arc<Outbox>,
         orders: Arc<Orders>,
         reports: Arc<Reports>,
-        stop: Arc<AtomicBool>,
+        (processor, stop): (Processor, Arc<AtomicBool>),
     ) -> Engine {
         let interval = Duration::from_millis(config.agent.epoch_interval_ms);
         let memory = config.agent.epoch_memory_bytes;
@@ -74,6 +76,7 @@ impl Engine {
             orders,
             serving,
             reports,
+            processor,
             stop,
             interval,
             memory,
@@ -116,7 +119,10 @@ impl Engine {
                 self.reports.update(&*self.source, &self.outbox, self.memory_used());
                 self.take_up_growth(now);
             }
-            if progress == Progress::Busy || cut || served {
+            let rest = self.processor.rest().filter(|_| !self.serving.is_urgent());
+            if let Some(rest) = rest {
+                self.orders.sleep(rest);
+            } else if progress == Progress::Busy || cut || served {
                 sleep = IDLE_SLEEP.0;
             } else {
                 let until_cut = next_cut.saturating_duration_since(now).max(IDLE_SLEEP.0);

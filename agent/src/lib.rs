@@ -2,7 +2,7 @@
 //!
 //! Rooms: `config` reads the file; `volumes` finds the disks; `engine` is the thread that drives the source and decides when
 //! to cut; `seal` turns folds into changesets; `outbox` holds them until the process server has them durably; `deliver`
-//! talks to it; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
+//! talks to it; `limits` is what it may take of the machine and the way; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
 //! applications, `freeze` freezes filesystems, `order` is the way from there to the engine; `socket` is how root of this
 //! machine asks.
 //!
@@ -20,6 +20,7 @@ mod deliver;
 mod engine;
 mod freeze;
 mod hooks;
+mod limits;
 mod order;
 mod outbox;
 mod point;
@@ -37,6 +38,7 @@ pub use config::{
 };
 pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
 pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};
+pub use limits::{BANDWIDTH_MIN, CPU_PERCENT_MIN, Day, LimitsSection, SCHEDULE_MAX, Window};
 pub use socket::CONVERSATIONS_MAX;
 pub use source::probe;
 
@@ -50,6 +52,7 @@ use control::AgentReport;
 use wire::Credentials;
 
 use crate::engine::Engine;
+use crate::limits::Processor;
 use crate::order::Orders;
 use crate::outbox::Outbox;
 use crate::report::Reports;
@@ -84,7 +87,9 @@ impl Agent {
         let stop = Arc::new(AtomicBool::new(false));
         let outbox = Arc::new(Outbox::new(resumed));
         let reports = Arc::new(Reports::new(&config, &volumes, notes));
-        let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
+        let processor = Processor::new(&config.limits);
+        let sealing = (outbox.clone(), reports.clone(), processor.clone(), stop.clone());
+        let (sealer, seal_thread) = seal::start(&config, key, sealing)?;
         let orders = Arc::new(Orders::default());
         let scanned = source.status().volumes.iter().any(|volume| volume.mode == capture::Mode::Scan);
         let engine = Engine::new(
@@ -94,7 +99,7 @@ impl Agent {
             outbox.clone(),
             orders.clone(),
             reports.clone(),
-            stop.clone(),
+            (processor, stop.clone()),
         );
         let engine = std::thread::Builder::new()
             .name("capture".into())

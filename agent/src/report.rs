@@ -10,6 +10,7 @@ use telemetry::Meter;
 use wire::{RefusalCode, WireError};
 
 use crate::config::AgentConfig;
+use crate::limits::process_time;
 use crate::outbox::{Mismatch, Outbox};
 use crate::volumes::{Presence, Volumes};
 
@@ -116,7 +117,7 @@ impl Reports {
         let status = source.status();
         let progress = outbox.progress();
         let mut state = self.state.lock();
-        let used = processor_ns().saturating_sub(state.processor_ns.total());
+        let used = (process_time().as_nanos() as u64).saturating_sub(state.processor_ns.total());
         state.processor_ns.add(used);
         state.churn.add(status.written.0.saturating_sub(state.churn.total()));
         let bitmap = status.volumes.iter().any(|volume| volume.mode == Mode::Bitmap);
@@ -192,13 +193,6 @@ impl Reports {
             last_error,
         };
     }
-}
-
-/// Processor time of this process so far.
-fn processor_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// Pages of this process that are in memory; 0 when the kernel does not say.
