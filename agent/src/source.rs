@@ -97,6 +97,14 @@ fn ebpf(config: &AgentConfig, list: &[Volume], data: bool) -> anyhow::Result<(Op
     }
     let followed: Vec<(VolumeId, &Device)> = volumes.iter().map(|volume| volume.id).zip(&devices).collect();
     let (tap, mut notes) = attach(config, &followed, data)?;
+    for (volume, device) in volumes.iter().zip(&devices).filter(|(_, device)| !device.counts_writes()) {
+        notes.push(format!(
+            "the kernel does not count what is written to {}, so that a write which no program sees would stay unknown. \
+             Write 1 to queue/iostats below its folder in /sys/class/block",
+            volume.name
+        ));
+        tracing::warn!(volume = volume.name, device = %device.path().display(), "queue/iostats is switched off");
+    }
     let why_not_data = tap.why_not_data().map(str::to_owned);
     let disks =
         DirectDisks::new(disks, DRAIN_THREADS).context("start the threads that read dirty granules")?;

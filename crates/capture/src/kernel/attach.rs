@@ -45,6 +45,11 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("on_issue_0", "block_rq_issue"),
     ("on_issue_1", "block_rq_issue"),
 ];
+/// Where the programs are attached.
+pub(crate) fn tracepoints() -> impl Iterator<Item = &'static str> {
+    PROGRAMS.iter().map(|(_, tracepoint)| *tracepoint)
+}
+
 /// Not attached, but run when slots are suspect; see `ends`.
 const SUSPECTS_PROGRAM: &str = "on_suspects";
 /// Ring sizes the kernel accepts end here; larger wishes are cut to it.

@@ -34,7 +34,7 @@ use pins::Pins;
 use skipped::Skipped;
 
 pub use attach::OBJECT;
-pub(crate) use attach::RING_BYTES_MAX;
+pub(crate) use attach::{RING_BYTES_MAX, tracepoints};
 pub use pins::detach;
 
 /// How the tap is set up.
