@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use scratch::LoopDisk;
+use seawall_tests::root;
 use seawall_tests::system::{Part, System};
 
 const MIB: u64 = 1 << 20;
@@ -84,4 +86,34 @@ fn the_processor_is_used_up_to_its_limit() -> anyhow::Result<()> {
     ensure!(shares[0] < 0.15, "0.1 processors are allowed, {:.2} were used", shares[0]);
     ensure!(shares[1] > 0.15, "without a limit {:.2} are used, so this test proves nothing", shares[1]);
     Ok(())
+}
+
+/// What the agent holds in memory when nothing is written, besides its ring and its epochs; bytes.
+const AT_REST_MAX: u64 = 60_000_000;
+
+/// After a first copy and at rest. The epochs' memory is made small, so that little can hide behind it.
+#[test]
+fn kernel_the_agent_at_rest_is_small() -> anyhow::Result<()> {
+    if !root("kernel_the_agent_at_rest_is_small") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    random(&image, 256 * MIB)?;
+    let disk = LoopDisk::attach(&image, 512)?;
+    let mut system = System::init(&[disk.device()], 200)?;
+    system.edit(Part::Agent, |text| {
+        text.replace("epoch_memory_bytes = \"256MiB\"", "epoch_memory_bytes = \"24MiB\"")
+    })?;
+    system.start_all()?;
+    system.wait_for_points("three points", |points| points.len() >= 3)?;
+    let pages = std::fs::read_to_string(format!("/proc/{}/statm", system.pid(Part::Agent)?))?;
+    let fields: Vec<u64> = pages.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let page = rustix::param::page_size() as u64;
+    // Shared pages are those of the ring and the maps, and of the program's own file.
+    let (resident, shared) = (fields[1] * page, fields[2] * page);
+    let besides = (resident - shared).saturating_sub(24 * MIB);
+    println!("resident {resident}, of which shared {shared}; besides the epochs {besides}");
+    ensure!(besides < AT_REST_MAX, "{besides} bytes at rest");
+    system.stop(Part::Agent)
 }
