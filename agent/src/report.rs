@@ -106,9 +106,11 @@ impl Reports {
             .map(|(_, (_, name, device))| format!("{name} ({device})"))
             .collect();
         (!gone.is_empty()).then(|| {
-            let what_to_do = "Attach it, or take it out of the configuration, and start the agent again";
             let gone = gone.join(", ");
-            format!("the disk of {gone} was taken away; no recovery points meanwhile. {what_to_do}")
+            format!(
+                "the disk of {gone} was taken away; no recovery points meanwhile. Attach it, or take it out of the \
+                 configuration and start the agent again"
+            )
         })
     }
 

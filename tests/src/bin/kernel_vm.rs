@@ -179,7 +179,7 @@ fn check_stack(check: &Value, progress: &Progress) -> anyhow::Result<()> {
 }
 
 /// The data disk is taken away: that is said, the others are followed on, and nothing is offered as a point. It comes back
-/// under another name: the agent, started again, knows it.
+/// under another name: the agent knows it, and goes on by itself.
 fn disk_goes_and_returns(guest: &mut Guest, system: &System, progress: &Progress) -> anyhow::Result<u64> {
     guest.ask(&Order::RemoveDataDisk)?;
     let group = status_when(system, "the loss is said", |group| mode_of(group, DATA_DISK) == "lost")?;
@@ -191,8 +191,6 @@ fn disk_goes_and_returns(guest: &mut Guest, system: &System, progress: &Progress
     let back = guest.ask(&Order::ReturnDataDisk)?;
     let (device, time) = (&back["device"], back["time"].as_u64().context("a time")?);
     ensure!(system.points() == before, "a point was offered while a disk was away");
-    guest.ask(&Order::StopAgent)?;
-    guest.ask(&Order::StartAgent)?;
     let newest = newest_after(system, time)?;
     let status = system.operator("status", &[])?;
     let volumes = &status["groups"][0]["volumes"];
