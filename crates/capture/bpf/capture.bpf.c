@@ -53,6 +53,7 @@ struct volume {
 struct granule_word {
 	__u64 dirty;
 	__u64 draining;
+	__u64 suspect; /* user space's: to be compared before it is sent */
 };
 
 /* Granules that were consumed from the ring or drained, and of which nobody has said yet that they are held durably. */

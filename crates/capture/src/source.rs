@@ -71,6 +71,12 @@ pub struct SourceStatus {
     pub missed_ring: u64,
     /// Writes missed for any reason; each is or was a dirty granule.
     pub missed: u64,
+    /// Bytes of granules that are to be compared with the replica, because it is not known whether they changed.
+    pub suspect: ByteCount,
+    /// Bytes of those that have been compared, and how much of it was different.
+    pub compared: ByteCount,
+    /// See `compared`.
+    pub different: ByteCount,
     /// How often tracking was lost and everything became dirty.
     pub losses: u64,
     /// The last thing that went wrong, in words.

@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 use block::{Bitmap, ByteCount, Epoch, Extent, Granule};
 
 /// A volume's place in the group, as the tap and the changeset number it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeIndex(pub u16);
 
 /// How far the ring of write records has come, in bytes since the tap began. Issue order is ring order.
@@ -106,8 +106,17 @@ pub trait Tap: Send {
     fn begin_drain(&mut self, volume: VolumeIndex, granule: Granule);
     /// Touches the granule, then clears the draining bit.
     fn end_drain(&mut self, volume: VolumeIndex, granule: Granule);
+    /// Clears the draining bit of a granule of which nothing was taken.
+    fn leave_drain(&mut self, volume: VolumeIndex, granule: Granule);
     /// Sets the dirty bit.
     fn mark_dirty(&mut self, volume: VolumeIndex, granule: Granule);
+
+    /// Granules that are compared before they are sent; each is dirty or draining.
+    fn suspects(&self, volume: VolumeIndex) -> Bitmap;
+    /// Sets the suspect bit.
+    fn suspect(&mut self, volume: VolumeIndex, granule: Granule);
+    /// Clears it.
+    fn trust(&mut self, volume: VolumeIndex, granule: Granule);
 
     /// Notes which captured writes are in flight.
     fn begin_grace(&mut self);

@@ -21,17 +21,24 @@
 //! 6. When the ring has been consumed so far, fold what was read, then clear *draining*. If it were cleared first, a
 //!    write captured meanwhile could be folded before the older data.
 //!
+//! Suspect granules, of which it is not known whether they changed, take the same way, but what is read is only compared:
+//! 4'. The replica is asked with checksums of what was read. Draining stays set until the answer has come.
+//! 5'. It answers when it has applied the open epoch, if that holds anything: no later epoch changes these granules before they
+//!     are trusted. An earlier answer could be of a state that a captured write, still on its way, changes.
+//! 6'. The same: suspect and draining are cleared. Different: *dirty* is set first, and the next round reads and sends it.
+//!
 //! Crash: what the tracker has taken and nobody holds durably yet is known to the tap as touched or draining. A tracker
 //! that starts on a tap that was used before marks it dirty, and reads it again (R8).
 //! Retries: a failed read leaves its granules dirty; the next round begins after [`READ_RETRY_PAUSE_NS`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use block::{Bitmap, ByteCount, ByteOffset, Consistency, Epoch, Extent, GRANULE_BYTES, Granule, UnixNanos};
 use changeset::{Fold, VolumeInfo};
 
 use crate::CaptureError;
+use crate::compare::{Answer, COMPARED_GRANULES_MAX, Comparer, Digest, Question, Verdict};
 use crate::disk::{Disk, Read, ReadDone};
 use crate::lanes::Lanes;
 use crate::source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
@@ -40,6 +47,8 @@ use crate::tap::{LossReason, RingPosition, Tap, VolumeIndex};
 /// Unfinished requests may hold this much besides the epoch's own memory; past it, the one that has waited longest is
 /// given up and its granules are read from the disk.
 pub const TRACKER_LANE_BYTES_MAX: ByteCount = ByteCount::mib(64);
+/// Regions of [`COMPARED_GRANULES_MAX`] granules for which reads may still be on the way; past it, the first is asked about.
+const REGIONS_GATHERED_MAX: usize = 2;
 /// After a failed read, the next round of draining waits this long.
 const READ_RETRY_PAUSE_NS: u64 = 1_000_000_000;
 /// Samples of (position, time) kept to date a cut that lags; past it the oldest is dropped, and a cut is dated earlier.
@@ -85,9 +94,9 @@ enum Round {
     /// Nothing dirty when last looked.
     Idle,
     /// Waiting for the captured writes that were in flight when the dirty granules had been noted.
-    InFlight { dirty: Vec<Bitmap>, since: UnixNanos },
+    InFlight { dirty: Vec<Bitmap>, suspects: Vec<Bitmap>, since: UnixNanos },
     /// Reading what was noted.
-    Reading { dirty: Vec<Bitmap>, volume: usize, next: Granule },
+    Reading { dirty: Vec<Bitmap>, suspects: Vec<Bitmap>, volume: usize, next: Granule },
 }
 
 /// A read that has ended, and how far the ring must be consumed before it may be folded.
@@ -104,6 +113,24 @@ struct Unseen {
     looks: u32,
 }
 
+/// Suspect granules that were read, and what becomes of them.
+#[derive(Default)]
+struct Comparing {
+    /// To be asked, by volume and region.
+    gathered: BTreeMap<(VolumeIndex, u64), Vec<(Granule, Digest)>>,
+    /// Asked and not answered.
+    asked: BTreeMap<u64, (VolumeIndex, Vec<Granule>)>,
+    next: u64,
+    compared: ByteCount,
+    different: ByteCount,
+}
+
+impl Comparing {
+    fn is_over(&self) -> bool {
+        self.gathered.is_empty() && self.asked.is_empty()
+    }
+}
+
 /// Turns a tap and its disks into epochs.
 pub struct Tracker<T, D> {
     tap: T,
@@ -116,6 +143,8 @@ pub struct Tracker<T, D> {
     reads: usize,
     reading: ByteCount,
     landed: VecDeque<Landed>,
+    comparer: Option<Box<dyn Comparer>>,
+    comparing: Comparing,
     samples: VecDeque<(RingPosition, UnixNanos)>,
     /// The disks were in the consumed state at this time or later.
     dated: UnixNanos,
@@ -170,6 +199,8 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             reads: 0,
             reading: ByteCount::ZERO,
             landed: VecDeque::new(),
+            comparer: None,
+            comparing: Comparing::default(),
             samples: VecDeque::new(),
             dated: now,
             undated_until: produced,
@@ -188,6 +219,11 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         };
         tracker.take_up();
         tracker
+    }
+
+    /// Suspect granules are compared with a replica before they are sent. Without this they are just sent.
+    pub fn compare_with(&mut self, comparer: Box<dyn Comparer>) {
+        self.comparer = Some(comparer);
     }
 
     /// What an earlier tracker had taken from this tap and nobody holds durably is read again.
@@ -266,7 +302,9 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         tracing::warn!(volume = name, reason = what, "tracking had a gap: the volume is read again");
         self.last_error = Some(format!("volume {name}: {what}; reading it all again"));
         for granule in 0..self.tap.granules(volume) {
+            // In this order: a granule that is dirty and not suspect would be sent, which is only more work.
             self.tap.mark_dirty(volume, Granule(granule));
+            self.tap.suspect(volume, Granule(granule));
         }
         self.tap.miss_in_flight();
     }
@@ -347,9 +385,14 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             && let Some(Landed { done, .. }) = self.landed.pop_front()
         {
             moved = true;
-            let Read { volume, extent } = done.read;
+            let Read { volume, extent, compare } = done.read;
             self.reading = self.reading - extent.length();
             match done.data {
+                Ok(data) if compare => {
+                    self.gather(volume, extent, &data);
+                    self.disk.recycle(data);
+                    continue;
+                }
                 Ok(data) => {
                     self.drained += extent.length();
                     for (index, granule) in data.chunks(GRANULE_BYTES as usize).enumerate() {
@@ -377,7 +420,70 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                 }
             }
             for granule in granules_of(extent) {
-                self.tap.end_drain(volume, granule);
+                if compare {
+                    self.tap.leave_drain(volume, granule);
+                } else {
+                    self.tap.end_drain(volume, granule);
+                }
+            }
+        }
+        moved
+    }
+
+    /// What was read of suspect granules goes into questions.
+    fn gather(&mut self, volume: VolumeIndex, extent: Extent, data: &[u8]) {
+        let Some(comparer) = &self.comparer else { return };
+        let digests: Vec<(Granule, Digest)> = granules_of(extent)
+            .zip(data.chunks(GRANULE_BYTES as usize))
+            .map(|(granule, data)| (granule, comparer.digest(volume, granule, data)))
+            .collect();
+        let region = |granule: Granule| granule.0 / COMPARED_GRANULES_MAX as u64;
+        for (granule, digest) in digests {
+            self.comparing.gathered.entry((volume, region(granule))).or_default().push((granule, digest));
+        }
+        // Reads end in any order, so the region before may still lack some.
+        while self.comparing.gathered.len() > REGIONS_GATHERED_MAX {
+            self.ask_first();
+        }
+    }
+
+    fn ask_first(&mut self) {
+        let Some(((volume, _), mut granules)) = self.comparing.gathered.pop_first() else { return };
+        let Some(comparer) = &mut self.comparer else { return };
+        granules.sort_by_key(|(granule, _)| *granule);
+        let as_of = if self.fold.is_empty() { self.cut } else { self.cut.next() };
+        let number = self.comparing.next;
+        self.comparing.next += 1;
+        self.comparing.asked.insert(number, (volume, granules.iter().map(|(granule, _)| *granule).collect()));
+        comparer.ask(Question { number, volume, as_of, granules });
+    }
+
+    /// Takes the answers that have come, and asks what was gathered when nothing more is being read.
+    fn compare(&mut self) -> bool {
+        let reading =
+            matches!(self.round, Round::Reading { .. }) || self.reads > 0 || !self.landed.is_empty();
+        while !reading && !self.comparing.gathered.is_empty() {
+            self.ask_first();
+        }
+        let mut moved = false;
+        while let Some(Answer { number, verdict }) =
+            self.comparer.as_mut().and_then(|comparer| comparer.answer())
+        {
+            let Some((volume, granules)) = self.comparing.asked.remove(&number) else { continue };
+            moved = true;
+            self.comparing.compared += ByteCount(granules.len() as u64 * GRANULE_BYTES);
+            for granule in granules {
+                let different = match &verdict {
+                    Verdict::Same => false,
+                    Verdict::Differs(different) => different.contains(&granule),
+                    Verdict::Unknown => true,
+                };
+                if different {
+                    self.comparing.different += ByteCount(GRANULE_BYTES);
+                    self.tap.mark_dirty(volume, granule);
+                }
+                self.tap.trust(volume, granule);
+                self.tap.leave_drain(volume, granule);
             }
         }
         moved
@@ -391,13 +497,35 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                 Round::Idle => {
                     // One round at a time: a read of this round that is folded late would otherwise clear the draining
                     // bit of a granule that the next round is reading.
-                    let folded = self.reads == 0 && self.landed.is_empty();
+                    let folded = self.reads == 0 && self.landed.is_empty() && self.comparing.is_over();
                     #[cfg(feature = "model")]
                     let folded = folded || (self.rounds_overlap && self.reads == 0);
                     if self.tap.dirty_at_most() == 0 || now < self.retry_at || !folded {
                         return moved;
                     }
-                    let dirty: Vec<Bitmap> = self.indices().map(|volume| self.tap.dirty(volume)).collect();
+                    let wanted = self.comparer.as_mut().map_or(Some(false), |comparer| comparer.is_wanted());
+                    let mut suspects: Vec<Bitmap> = Vec::new();
+                    let mut dirty: Vec<Bitmap> = Vec::new();
+                    for volume in self.indices() {
+                        let (mut bits, suspect) = (self.tap.dirty(volume), self.tap.suspects(volume));
+                        match wanted {
+                            Some(true) => suspects.push(suspect),
+                            // They are sent as they are.
+                            Some(false) => {
+                                suspect.iter().for_each(|granule| self.tap.trust(volume, granule));
+                                suspects.push(Bitmap::empty(suspect.granules()));
+                            }
+                            // Nobody knows yet whether there is something to compare with.
+                            None => {
+                                suspect.iter().for_each(|granule| bits.remove(granule));
+                                suspects.push(suspect);
+                            }
+                        }
+                        dirty.push(bits);
+                    }
+                    if wanted.is_none() && dirty.iter().all(Bitmap::is_empty) {
+                        return moved;
+                    }
                     if dirty.iter().all(Bitmap::is_empty) {
                         // Counted, but its bit is not set yet; or counted twice when the bits were last counted.
                         self.miscounted += 1;
@@ -409,36 +537,42 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     }
                     self.miscounted = 0;
                     self.tap.begin_grace();
-                    Round::InFlight { dirty, since: now }
+                    Round::InFlight { dirty, suspects, since: now }
                 }
-                Round::InFlight { dirty, since } => {
+                Round::InFlight { dirty, suspects, since } => {
                     if !self.tap.grace_over() {
                         if now.0.saturating_sub(since.0) < GRACE_NS_MAX {
-                            self.round = Round::InFlight { dirty, since };
+                            self.round = Round::InFlight { dirty, suspects, since };
                             return moved;
                         }
                         self.tap.miss_waited();
                     }
-                    Round::Reading { dirty, volume: 0, next: Granule(0) }
+                    Round::Reading { dirty, suspects, volume: 0, next: Granule(0) }
                 }
-                Round::Reading { dirty, volume, next } => {
+                Round::Reading { dirty, suspects, volume, next } => {
                     // Drains leave a quarter of the memory to the records, which cannot wait.
                     let room = ByteCount(limit.0 / 4 * 3);
+                    let questions =
+                        self.comparer.as_ref().map_or(usize::MAX, |comparer| comparer.questions_max());
                     if self.reads >= self.limits.reads
+                        || self.comparing.asked.len() >= questions
                         || !self.pace.may_read(now, self.reads)
                         || self.fold.memory_bytes() + self.reading + self.limits.read > room
                     {
-                        self.round = Round::Reading { dirty, volume, next };
+                        self.round = Round::Reading { dirty, suspects, volume, next };
                         return moved;
                     }
                     let Some(bits) = dirty.get(volume) else { continue };
                     let index = VolumeIndex(volume as u16);
                     let Some(first) = bits.next(next) else {
-                        self.round = Round::Reading { dirty, volume: volume + 1, next: Granule(0) };
+                        self.round = Round::Reading { dirty, suspects, volume: volume + 1, next: Granule(0) };
                         continue;
                     };
+                    let compare = suspects[volume].contains(first);
                     let mut end = first;
-                    while bits.contains(end) && end.0 - first.0 < (self.limits.read.0 / GRANULE_BYTES).max(1)
+                    while bits.contains(end)
+                        && suspects[volume].contains(end) == compare
+                        && end.0 - first.0 < (self.limits.read.0 / GRANULE_BYTES).max(1)
                     {
                         self.tap.begin_drain(index, end);
                         end = Granule(end.0 + 1);
@@ -447,11 +581,11 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     let length = (end.0 * GRANULE_BYTES).min(size) - first.0 * GRANULE_BYTES;
                     let extent =
                         Extent::new(first.offset(), ByteCount(length)).expect("a granule of the volume");
-                    self.disk.submit(Read { volume: index, extent });
+                    self.disk.submit(Read { compare, volume: index, extent });
                     self.reads += 1;
                     self.reading += extent.length();
                     moved = true;
-                    Round::Reading { dirty, volume, next: end }
+                    Round::Reading { dirty, suspects, volume, next: end }
                 }
             };
         }
@@ -471,10 +605,18 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         }
     }
 
+    fn suspect_bytes(&self) -> ByteCount {
+        if self.comparer.is_none() || self.tap.dirty_at_most() == 0 && self.comparing.is_over() {
+            return ByteCount::ZERO;
+        }
+        ByteCount(self.indices().map(|volume| self.tap.suspects(volume).count()).sum::<u64>() * GRANULE_BYTES)
+    }
+
     fn clean(&self) -> bool {
         self.tap.dirty_at_most() == 0
             && self.reads == 0
             && self.landed.is_empty()
+            && self.comparing.is_over()
             && self.undated_until <= self.tap.consumed()
             && self.outgrown.is_none()
             && self.unseen.iter().all(Option::is_none)
@@ -546,10 +688,11 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
         self.samples.push_back((produced, now));
         self.consume(produced, limit);
         let landed = self.land(limit, now);
+        let compared = self.compare();
         let drained = self.drain(limit, now);
         Ok(if self.full(limit) {
             Progress::Full
-        } else if landed || drained || self.tap.consumed() != before {
+        } else if landed || compared || drained || self.tap.consumed() != before {
             Progress::Busy
         } else {
             Progress::Idle
@@ -622,6 +765,9 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
             ring_used: ByteCount(self.tap.produced().0 - self.tap.consumed().0),
             missed_ring: counters.missed_ring,
             missed: counters.missed_dirty + counters.missed_ring + counters.missed_other,
+            suspect: self.suspect_bytes(),
+            compared: self.comparing.compared,
+            different: self.comparing.different,
             losses: self.losses,
             last_error: self.last_error.clone(),
         }

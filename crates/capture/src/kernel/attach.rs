@@ -274,7 +274,14 @@ impl Old {
             }
             for word in 0..was.words() {
                 let bits = self.maps.known(was, word);
-                tap.mark_word(new, word, if lost == 0 { bits & was.mask(word) } else { was.mask(word) });
+                let suspect =
+                    self.maps.granules[(was.first_word + word) as usize].suspect.load(Ordering::SeqCst);
+                tap.mark_word(new, word, bits & was.mask(word));
+                tap.mark_suspect(
+                    new,
+                    word,
+                    if lost == 0 { suspect & was.mask(word) } else { was.mask(word) },
+                );
             }
         }
     }
@@ -397,6 +404,7 @@ impl Loaded {
                     known => u64::MAX << known,
                 };
                 let bits = &self.maps.granules[(entry.first_word + word) as usize];
+                bits.suspect.store(entry.mask(word) & unknown, Ordering::SeqCst);
                 bits.dirty.store(entry.mask(word) & unknown, Ordering::SeqCst);
             }
             self.maps

@@ -7,7 +7,7 @@ use block::{ByteCount, Extent, Sector};
 use crate::tap::{Record, RecordKind, VolumeIndex};
 
 /// Grows when any of this changes, so that what another version has left pinned is not misread.
-pub(super) const LAYOUT: u64 = 2;
+pub(super) const LAYOUT: u64 = 3;
 /// Volumes of one group; more are refused.
 pub(super) const VOLUMES_MAX: usize = 64;
 /// CPUs of a machine; on one with more, capture is refused.
@@ -62,8 +62,9 @@ impl VolumeEntry {
 pub(super) struct GranuleWord {
     pub(super) dirty: AtomicU64,
     pub(super) draining: AtomicU64,
+    pub(super) suspect: AtomicU64,
 }
-const _: () = assert!(size_of::<GranuleWord>() == 16);
+const _: () = assert!(size_of::<GranuleWord>() == 24);
 
 /// `struct bucket`: requests in flight, and what they write.
 #[repr(C)]

@@ -163,6 +163,13 @@ impl KernelTap {
         self.counted = self.counted.wrapping_sub(u64::from(already.count_ones()));
     }
 
+    /// Dirty, and to be compared.
+    fn mark_suspect(&mut self, entry: &VolumeEntry, word: u64, bits: u64) {
+        let suspect = &self.maps.granules[(entry.first_word + word) as usize].suspect;
+        suspect.fetch_or(bits, Ordering::SeqCst);
+        self.mark_word(entry, word, bits);
+    }
+
     fn mark_extent(&mut self, entry: &VolumeEntry, extent: Extent) {
         let first = extent.offset().0 / GRANULE_BYTES;
         for granule in first..extent.end().0.div_ceil(GRANULE_BYTES).min(entry.granules) {
@@ -173,7 +180,7 @@ impl KernelTap {
     fn mark_all(&mut self) {
         for entry in self.volumes.clone() {
             for word in 0..entry.words() {
-                self.mark_word(&entry, word, entry.mask(word));
+                self.mark_suspect(&entry, word, entry.mask(word));
             }
         }
     }
@@ -302,6 +309,34 @@ impl Tap for KernelTap {
         self.touch(volume, extent);
         if let Some((word, bit)) = self.word(volume, granule) {
             word.draining.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    fn leave_drain(&mut self, volume: VolumeIndex, granule: Granule) {
+        if let Some((word, bit)) = self.word(volume, granule) {
+            word.draining.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    fn suspects(&self, volume: VolumeIndex) -> Bitmap {
+        let Some(entry) = self.volumes.get(usize::from(volume.0)) else { return Bitmap::empty(0) };
+        let mut suspects = Bitmap::empty(entry.granules);
+        for word in 0..entry.words() {
+            let bits = &self.maps.granules[(entry.first_word + word) as usize].suspect;
+            suspects.insert_word(word, bits.load(Ordering::SeqCst));
+        }
+        suspects
+    }
+
+    fn suspect(&mut self, volume: VolumeIndex, granule: Granule) {
+        if let Some((word, bit)) = self.word(volume, granule) {
+            word.suspect.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    fn trust(&mut self, volume: VolumeIndex, granule: Granule) {
+        if let Some((word, bit)) = self.word(volume, granule) {
+            word.suspect.fetch_and(!bit, Ordering::SeqCst);
         }
     }
 

@@ -160,6 +160,7 @@ pub(crate) struct SimVolume {
     pub(crate) base: usize,
     pub(crate) dirty: u64,
     pub(crate) draining: u64,
+    pub(crate) suspect: u64,
     pub(crate) lost: bool,
     /// The two sets of touched granules.
     pub(crate) touched: [u64; 2],
@@ -255,6 +256,7 @@ impl World {
                 base,
                 dirty: 0,
                 draining: 0,
+                suspect: 0,
                 lost: false,
                 touched: [0; 2],
                 ended_kernel: 0,
@@ -301,6 +303,7 @@ impl World {
         world.some_steps(20);
         for volume in &mut world.volumes {
             volume.dirty = (1 << volume.granules) - 1;
+            volume.suspect = volume.dirty;
         }
         world.complete_attached = true;
         world.some_steps(6);

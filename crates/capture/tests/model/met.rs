@@ -32,10 +32,12 @@ pub(crate) struct Met {
     pub(crate) left_out_twice: u64,
     pub(crate) mended: u64,
     pub(crate) unexplained: u64,
+    pub(crate) compared_same: u64,
+    pub(crate) compared_different: u64,
 }
 
 impl Met {
-    fn fields(&mut self) -> [(&'static str, &mut u64); 31] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 33] {
         let Met {
             writes,
             captured,
@@ -68,6 +70,8 @@ impl Met {
             left_out_twice,
             mended,
             unexplained,
+            compared_same,
+            compared_different,
         } = self;
         [
             ("writes", writes),
@@ -101,6 +105,8 @@ impl Met {
             ("left_out_twice", left_out_twice),
             ("mended", mended),
             ("unexplained", unexplained),
+            ("compared_same", compared_same),
+            ("compared_different", compared_different),
         ]
     }
 

@@ -86,6 +86,10 @@ pub(crate) enum Mutation {
     EndsUncompared,
     /// What wrote through a slot that is used again is not marked.
     StaleIgnored,
+    /// Resync: the replica answers before it has applied the epoch it was asked to.
+    ComparedTooEarly,
+    /// Resync: a granule that is different is trusted all the same.
+    DifferentTrusted,
     /// Two writes of one sector are in flight at once. Not a mutation but a limit: see
     /// `writes_that_race_on_a_sector_are_a_limit`.
     WritesRace,
@@ -137,6 +141,8 @@ impl Mutation {
             MissedInFlightOffered,
             EndsUncompared,
             StaleIgnored,
+            ComparedTooEarly,
+            DifferentTrusted,
         ]
     };
 }

@@ -1,12 +1,15 @@
 //! One schedule: a machine, an agent with the real tracker, a replica that opens what the agent seals.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use block::{
     ByteCount, Consistency, Epoch, GRANULE_BYTES, Generation, Granule, GroupId, UnixNanos, VolumeId,
 };
 use bytes::Bytes;
-use capture::{Progress, Source, Tap, Tracker, TrackerLimits, VolumeIndex};
+use capture::{
+    Answer, Comparer, Digest, Progress, Question, Source, Tap, Tracker, TrackerLimits, Verdict, VolumeIndex,
+};
 use changeset::{Fold, GroupKey, Level, Opener, Payload, SealOptions, Stamp, VolumeInfo, seal};
 
 use crate::kernel::{Config, GRANULE, World};
@@ -14,7 +17,7 @@ use crate::met::Met;
 use crate::mutation::Mutation;
 use crate::oracle::Value;
 use crate::rng::Rng;
-use crate::tap::{Shared, SimDisk, SimTap, sides};
+use crate::tap::{Shared, SimDisk, SimTap, sides, write_sector};
 
 const GROUP: GroupId = GroupId([7; 16]);
 const KEY: [u8; 32] = [9; 32];
@@ -160,8 +163,62 @@ struct Sent {
     in_flight: bool,
 }
 
+/// The way to the replica, shared with the tracker.
+#[derive(Default)]
+struct Way {
+    questions: Vec<Question>,
+    answers: Vec<Answer>,
+}
+
+/// Digests are the data's own: what a granule holds, as values.
+struct SimComparer {
+    shared: Shared,
+    way: Arc<Mutex<Way>>,
+    /// Calls until it is known whether there is something to compare with.
+    unknown: u32,
+    questions_max: usize,
+}
+
+impl Comparer for SimComparer {
+    fn is_wanted(&mut self) -> Option<bool> {
+        self.unknown = self.unknown.saturating_sub(1);
+        (self.unknown == 0).then_some(true)
+    }
+
+    fn digest(&self, _volume: VolumeIndex, granule: Granule, data: &[u8]) -> Digest {
+        digest(granule, data)
+    }
+
+    fn ask(&mut self, question: Question) {
+        let mut world = self.shared.lock();
+        world.preempt();
+        if !world.dead {
+            self.way.lock().expect("one thread").questions.push(question);
+        }
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        let mut world = self.shared.lock();
+        world.preempt();
+        if world.dead { None } else { self.way.lock().expect("one thread").answers.pop() }
+    }
+
+    fn questions_max(&self) -> usize {
+        self.questions_max
+    }
+}
+
+fn digest(granule: Granule, data: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&granule.0.to_le_bytes()).update(data);
+    hasher.finalize().as_bytes()[..16].try_into().expect("16 of 32 bytes")
+}
+
 struct Model {
     shared: Shared,
+    way: Arc<Mutex<Way>>,
+    /// Whether suspects are compared.
+    compares: bool,
     tracker: Tracker<SimTap, SimDisk>,
     infos: Vec<VolumeInfo>,
     limits: TrackerLimits,
@@ -176,6 +233,8 @@ struct Model {
     epoch: Epoch,
     replica: Vec<Value>,
     bases: Vec<usize>,
+    /// No question is answered before the replica has this.
+    as_of: Epoch,
     /// The first instant that suits the last point.
     instant: u64,
     met: Met,
@@ -226,6 +285,7 @@ impl Model {
         let (tap, disk) = sides(&self.shared);
         let now = self.now();
         self.tracker = Tracker::new(tap, disk, self.infos.clone(), self.limits, now);
+        self.compare();
         if self.mutation == Some(Mutation::RoundsOverlap) {
             self.tracker.let_rounds_overlap();
         }
@@ -298,6 +358,58 @@ impl Model {
         Ok(())
     }
 
+    /// What a new tracker compares with: questions of the one before are not answered any more.
+    fn compare(&mut self) {
+        if !self.compares {
+            return;
+        }
+        self.way = Arc::default();
+        let mut world = self.shared.lock();
+        let (unknown, questions_max) = (world.rng.below(4) as u32 * 20 + 1, world.rng.between(1, 4));
+        drop(world);
+        let (shared, way) = (self.shared.clone(), self.way.clone());
+        // The number of the last epoch may be one that an earlier agent gave.
+        self.as_of = self.epoch;
+        self.tracker.compare_with(Box::new(SimComparer { shared, way, unknown, questions_max }));
+    }
+
+    /// The replica answers what it can by now.
+    fn answer(&mut self) {
+        let (early, trusting) = (
+            self.mutation == Some(Mutation::ComparedTooEarly),
+            self.mutation == Some(Mutation::DifferentTrusted),
+        );
+        let mut way = self.way.lock().expect("one thread");
+        let Way { questions, answers } = &mut *way;
+        let ready = |question: &Question| early || self.held >= question.as_of.max(self.as_of);
+        let Some(which) = questions.iter().position(ready) else { return };
+        let Question { number, volume, granules, .. } = questions.swap_remove(which);
+        let base = self.bases[usize::from(volume.0)];
+        let sectors = (self.infos[usize::from(volume.0)].size.0 / 512) as usize;
+        let different = |(granule, found): &&(Granule, Digest)| {
+            let first = granule.0 as usize * GRANULE as usize;
+            let last = (first + GRANULE as usize).min(sectors);
+            let mut data = vec![0; (last - first) * 512];
+            for (index, sector) in (first..last).enumerate() {
+                let value = self.replica[base + sector];
+                if value != 0 {
+                    write_sector(&mut data[index * 512..], value, base + sector);
+                }
+            }
+            digest(*granule, &data) != *found
+        };
+        let different: Vec<Granule> =
+            granules.iter().filter(different).map(|(granule, _)| *granule).collect();
+        self.met.compared_different += different.len() as u64;
+        self.met.compared_same += (granules.len() - different.len()) as u64;
+        let verdict = match (different.is_empty() || trusting, self.shared.lock().rng.percent(5)) {
+            (_, true) => Verdict::Unknown,
+            (true, _) => Verdict::Same,
+            (false, _) => Verdict::Differs(different),
+        };
+        answers.push(Answer { number, verdict });
+    }
+
     /// The agent hears what is held.
     fn tell(&mut self) {
         if self.told < self.held {
@@ -348,6 +460,7 @@ impl Model {
                 self.deliver()?;
             }
             self.tell();
+            self.answer();
             if settled {
                 let world = self.shared.lock();
                 let source = world.volumes.iter().flat_map(|volume| &volume.platter);
@@ -410,6 +523,9 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     tracker.cut(folds.pop().unwrap_or_default(), Epoch::NONE);
     let mut model = Model {
         shared,
+        way: Arc::default(),
+        compares: rng.percent(50),
+        as_of: Epoch::NONE,
         tracker,
         infos,
         limits,
@@ -429,6 +545,7 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     if mutation == Some(Mutation::RoundsOverlap) {
         model.tracker.let_rounds_overlap();
     }
+    model.compare();
     let result = model.play(&mut rng, pace);
     let told = format!("{:?}, limit {limit}, {limits:?}", model.shared.lock().config);
     result.map_err(|error| format!("{error}\n{told}"))?;
@@ -436,6 +553,7 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     folds.push(model.tracker.cut(Fold::new(), model.epoch.next()).fold);
     folds.iter_mut().for_each(Fold::clear);
     let mut met = model.shared.lock().met;
+    (met.compared_same, met.compared_different) = (model.met.compared_same, model.met.compared_different);
     (met.cuts, met.points, met.points_in_flight, met.full, met.epochs_dropped) = (
         model.met.cuts,
         model.met.points,
@@ -453,8 +571,13 @@ impl Model {
             self.shared.lock().writing = false;
             for _ in 0..400 {
                 self.steps(4);
-                if self.advance(self.limit)? == Progress::Full {
+                if self.advance(self.limit)? == Progress::Full || self.compares && rng.percent(20) {
                     self.cut()?;
+                }
+                if self.compares {
+                    self.deliver()?;
+                    self.tell();
+                    self.answer();
                 }
                 if self.tracker.consistency().is_point() {
                     break;
@@ -485,6 +608,9 @@ impl Model {
             }
             if rng.percent(pace.deliveries) {
                 self.tell();
+            }
+            if rng.percent(pace.deliveries) {
+                self.answer();
             }
             // What waits to be sent leaves the open epoch little room.
             let limit = if rng.percent(pace.pressure) { ByteCount(8192) } else { self.limit };

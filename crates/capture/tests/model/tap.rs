@@ -259,6 +259,35 @@ impl Tap for SimTap {
         }
     }
 
+    fn leave_drain(&mut self, volume: VolumeIndex, granule: Granule) {
+        let mut world = self.shared.enter();
+        if !world.dead {
+            world.volume_mut(volume).draining &= !(1 << granule.0);
+        }
+    }
+
+    fn suspects(&self, volume: VolumeIndex) -> Bitmap {
+        let mut world = self.shared.enter();
+        let volume = world.volume_mut(volume);
+        let mut suspects = Bitmap::empty(volume.granules);
+        suspects.insert_word(0, volume.suspect);
+        suspects
+    }
+
+    fn suspect(&mut self, volume: VolumeIndex, granule: Granule) {
+        let mut world = self.shared.enter();
+        if !world.dead {
+            world.volume_mut(volume).suspect |= 1 << granule.0;
+        }
+    }
+
+    fn trust(&mut self, volume: VolumeIndex, granule: Granule) {
+        let mut world = self.shared.enter();
+        if !world.dead {
+            world.volume_mut(volume).suspect &= !(1 << granule.0);
+        }
+    }
+
     fn mark_dirty(&mut self, volume: VolumeIndex, granule: Granule) {
         let mut world = self.shared.enter();
         if world.is(Mutation::AgentMarksIgnored) || world.dead {
@@ -497,7 +526,7 @@ impl Disk for SimDisk {
         if world.is(Mutation::FoldedAtOnce) {
             *self.landing.lock().expect("one thread") = Some(0);
         }
-        let Read { volume, extent } = done.read;
+        let Read { volume, extent, .. } = done.read;
         let took_ns = world.rng.below(3) as u64 * NANOS_PER_TICK;
         if world.is(Mutation::EndedBeforeFold) && !world.dead {
             let (first, last) = (extent.offset().granule().0, (extent.end().0 - 1) / block::GRANULE_BYTES);
