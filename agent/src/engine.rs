@@ -9,6 +9,7 @@ use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use capture::{Progress, Source};
 use changeset::{Fold, VolumeInfo};
 
+use crate::compare::Comparisons;
 use crate::config::AgentConfig;
 use crate::limits::Processor;
 use crate::order::{Orders, Serving};
@@ -38,6 +39,7 @@ pub(crate) struct Engine {
     next_take_up: Instant,
     pub(crate) source: Box<dyn Source>,
     presence: Arc<Presence>,
+    comparisons: Arc<Comparisons>,
     pub(crate) sealer: Sealer,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) orders: Arc<Orders>,
@@ -54,7 +56,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(
         config: &AgentConfig,
-        (source, volumes): (Box<dyn Source>, &Volumes),
+        (source, volumes, comparisons): (Box<dyn Source>, &Volumes, Arc<Comparisons>),
         sealer: Sealer,
         outbox: Arc<Outbox>,
         orders: Arc<Orders>,
@@ -71,6 +73,7 @@ impl Engine {
             next_take_up: Instant::now(),
             source,
             presence: volumes.presence.clone(),
+            comparisons,
             sealer,
             outbox,
             orders,
@@ -145,7 +148,7 @@ impl Engine {
         self.next_take_up = now + TAKE_UP_PAUSE;
         tracing::info!(volume = volume.name, from = %info.size, "a disk has grown: following it in its new size");
         self.source.release();
-        match source::open(&self.config, &self.volumes) {
+        match source::open(&self.config, &self.volumes, &self.comparisons) {
             Ok(opened) => {
                 // What the open epoch held is among what is read again.
                 self.source = opened.source;

@@ -2,7 +2,7 @@
 //!
 //! Rooms: `config` reads the file; `volumes` finds the disks; `engine` is the thread that drives the source and decides when
 //! to cut; `seal` turns folds into changesets; `outbox` holds them until the process server has them durably; `deliver`
-//! talks to it; `limits` is what it may take of the machine and the way; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
+//! talks to it; `compare` asks the target, through it, what need not be sent; `limits` is what it may take of the machine and the way; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
 //! applications, `freeze` freezes filesystems, `order` is the way from there to the engine; `socket` is how root of this
 //! machine asks.
 //!
@@ -15,6 +15,7 @@
 
 mod application;
 mod check;
+mod compare;
 mod config;
 mod deliver;
 mod engine;
@@ -53,6 +54,7 @@ use control::AgentReport;
 use parking_lot::Mutex;
 use wire::Credentials;
 
+use crate::compare::Comparisons;
 use crate::engine::Engine;
 use crate::limits::Processor;
 use crate::order::Orders;
@@ -129,6 +131,7 @@ struct Parts {
     /// Keeps the disks from other agents.
     volumes: Volumes,
     delivery: tokio::task::JoinHandle<()>,
+    comparing: tokio::task::JoinHandle<()>,
     /// `None` when it cannot be had; the agent does its work without it.
     socket: Option<Socket>,
     /// For good.
@@ -142,11 +145,13 @@ impl Parts {
         let key = GroupKey::load(&config.agent.group_key).context("load the group's key")?;
         let thawed = freeze::thaw_left(&point::freeze_marker(config));
         let mut volumes = volumes::settle(config)?;
-        let Opened { source, mut notes, resumed } = source::open(config, &volumes.list)?;
+        let comparisons = Arc::new(Comparisons::new(config, &key, &volumes.list));
+        let Opened { source, mut notes, resumed } = source::open(config, &volumes.list, &comparisons)?;
         notes.append(&mut volumes.notes);
         notes.extend(thawed);
         let stop = Arc::new(AtomicBool::new(false));
         let outbox = Arc::new(Outbox::new(resumed));
+        comparisons.follow(&outbox);
         let reports = Arc::new(Reports::new(config, &volumes, notes));
         let processor = Processor::new(&config.limits);
         let sealing = (outbox.clone(), reports.clone(), processor.clone(), stop.clone());
@@ -155,7 +160,7 @@ impl Parts {
         let scanned = source.status().volumes.iter().any(|volume| volume.mode == capture::Mode::Scan);
         let engine = Engine::new(
             config,
-            (source, &volumes),
+            (source, &volumes, comparisons.clone()),
             sealer,
             outbox.clone(),
             orders.clone(),
@@ -173,10 +178,15 @@ impl Parts {
             let error = format!("{error:#}");
             tracing::warn!(error, "`seawall point` cannot reach this agent; replication goes on");
         }
+        let comparing = tokio::spawn(compare::run(
+            config.clone(),
+            Credentials::load(&config.agent.credentials).context("load the agent's credentials")?,
+            comparisons.clone(),
+        ));
         let delivery = tokio::spawn(deliver::run(config.clone(), credentials, outbox, reports.clone()));
         // Points first: what is frozen is thawed, and applications go on, before anything else ends.
         let threads = vec![point_thread, engine, seal_thread];
-        Ok(Parts { stop, reports, threads, volumes, delivery, socket: socket.ok(), ended: false })
+        Ok(Parts { stop, reports, threads, volumes, delivery, comparing, socket: socket.ok(), ended: false })
     }
 
     /// Ends, and begins again with what is there now.
@@ -202,6 +212,7 @@ impl Parts {
     fn stop_all(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         self.delivery.abort();
+        self.comparing.abort();
         self.socket.take();
         for thread in self.threads.drain(..) {
             // A panicked thread has already reported itself.

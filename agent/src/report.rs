@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block::{ByteCount, UnixNanos, VolumeId};
+use block::{ByteCount, Epoch, UnixNanos, VolumeId};
 use capture::{Mode, Source};
 use control::{AgentReport, CaptureMode, StateCode, VolumeReport, VolumeSummary};
 use parking_lot::Mutex;
@@ -130,6 +130,7 @@ impl Reports {
             _ if state.failure.is_some() => StateCode::CaptureFailed,
             _ if gone.is_some() => StateCode::SourceFailed,
             Some((code, _)) => *code,
+            None if status.suspect > ByteCount::ZERO && progress.held.held > Epoch::NONE => StateCode::Resync,
             None if !progress.had_point => StateCode::InitialCopy,
             None if behind && status.losses > 0 => StateCode::Resync,
             None if behind && !bitmap => StateCode::CatchingUp,
@@ -188,6 +189,9 @@ impl Reports {
             epoch_memory_used: memory_used,
             epoch_memory_limit: self.memory,
             unsent_bytes: progress.bytes,
+            suspect_bytes: status.suspect,
+            compared_bytes: status.compared,
+            different_bytes: status.different,
             processors_used: state.processor_ns.per_second() / 1e9,
             memory_resident: memory_resident(),
             capture_notes: self.notes.clone(),

@@ -9,5 +9,7 @@
 
 mod compare;
 pub mod data;
+mod way;
 
 pub use compare::{Pair, compare, quick, result};
+pub use way::Way;

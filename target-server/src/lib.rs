@@ -3,6 +3,7 @@
 //! One [`TargetServer`] keeps any number of groups, each with its own replica and key. Deliveries come over the wire
 //! (one at a time for a group), operators ask for status, points and views.
 
+mod compare;
 mod config;
 mod delivery;
 mod group;

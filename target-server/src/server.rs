@@ -17,7 +17,7 @@ use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, Wire
 
 use crate::config::ConfigError;
 use crate::group::Group;
-use crate::{Config, VIEWS_MAX, delivery, operate};
+use crate::{Config, VIEWS_MAX, compare, delivery, operate};
 
 /// Why a target server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -234,6 +234,7 @@ async fn serve(server: Arc<Server>, pending: Pending) {
     match opening {
         Ok(Opening::Deliver(receiver)) => delivery::serve(&server, receiver).await,
         Ok(Opening::Operate(operation)) => operate::serve(&server, operation).await,
+        Ok(Opening::Compare(comparison)) => compare::serve(&server, comparison).await,
         Err(error) => tracing::warn!(%address, %error, "connection refused"),
     }
 }

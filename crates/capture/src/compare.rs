@@ -1,14 +1,9 @@
 //! Comparing suspect granules with the replica before they are sent: resync as a drain that asks first.
 
 use block::{Epoch, Granule};
+use changeset::GranuleDigest;
 
 use crate::tap::VolumeIndex;
-
-/// Granules of one question: 16 MiB.
-pub const COMPARED_GRANULES_MAX: usize = 256;
-
-/// A keyed checksum of a granule.
-pub type Digest = [u8; 16];
 
 /// Whether the replica holds the same as the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +14,8 @@ pub struct Question {
     pub volume: VolumeIndex,
     /// The replica must have applied this epoch before it looks: later ones do not touch these granules.
     pub as_of: Epoch,
-    /// Granules in rising order, all within [`COMPARED_GRANULES_MAX`] from a multiple of it, and what the disk holds there.
-    pub granules: Vec<(Granule, Digest)>,
+    /// Granules in rising order, all within [`changeset::COMPARED_GRANULES_MAX`] from a multiple of it, and what the disk holds there.
+    pub granules: Vec<(Granule, GranuleDigest)>,
 }
 
 /// What the replica says of a question.
@@ -48,7 +43,7 @@ pub trait Comparer: Send {
     /// Whether there is a replica to compare with; `None` while that is not known.
     fn is_wanted(&mut self) -> Option<bool>;
     /// The checksum of a granule's data.
-    fn digest(&self, volume: VolumeIndex, granule: Granule, data: &[u8]) -> Digest;
+    fn digest(&self, volume: VolumeIndex, granule: Granule, data: &[u8]) -> GranuleDigest;
     /// Asks.
     fn ask(&mut self, question: Question);
     /// The next answer that has come, in any order.

@@ -18,7 +18,7 @@ mod source;
 mod tap;
 mod tracker;
 
-pub use compare::{Answer, COMPARED_GRANULES_MAX, Comparer, Digest, Question, Verdict};
+pub use compare::{Answer, Comparer, Question, Verdict};
 pub use device::Device;
 pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
 pub use disks::{DeviceName, DeviceNameError, Disks, FoundDisk, Identity, Resolved, Sameness};

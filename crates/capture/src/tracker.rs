@@ -35,10 +35,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use block::{Bitmap, ByteCount, ByteOffset, Consistency, Epoch, Extent, GRANULE_BYTES, Granule, UnixNanos};
-use changeset::{Fold, VolumeInfo};
+use changeset::{COMPARED_GRANULES_MAX, Fold, GranuleDigest, VolumeInfo};
 
 use crate::CaptureError;
-use crate::compare::{Answer, COMPARED_GRANULES_MAX, Comparer, Digest, Question, Verdict};
+use crate::compare::{Answer, Comparer, Question, Verdict};
 use crate::disk::{Disk, Read, ReadDone};
 use crate::lanes::Lanes;
 use crate::source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
@@ -117,7 +117,7 @@ struct Unseen {
 #[derive(Default)]
 struct Comparing {
     /// To be asked, by volume and region.
-    gathered: BTreeMap<(VolumeIndex, u64), Vec<(Granule, Digest)>>,
+    gathered: BTreeMap<(VolumeIndex, u64), Vec<(Granule, GranuleDigest)>>,
     /// Asked and not answered.
     asked: BTreeMap<u64, (VolumeIndex, Vec<Granule>)>,
     next: u64,
@@ -389,6 +389,7 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             self.reading = self.reading - extent.length();
             match done.data {
                 Ok(data) if compare => {
+                    self.drained += extent.length();
                     self.gather(volume, extent, &data);
                     self.disk.recycle(data);
                     continue;
@@ -433,11 +434,11 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
     /// What was read of suspect granules goes into questions.
     fn gather(&mut self, volume: VolumeIndex, extent: Extent, data: &[u8]) {
         let Some(comparer) = &self.comparer else { return };
-        let digests: Vec<(Granule, Digest)> = granules_of(extent)
+        let digests: Vec<(Granule, GranuleDigest)> = granules_of(extent)
             .zip(data.chunks(GRANULE_BYTES as usize))
             .map(|(granule, data)| (granule, comparer.digest(volume, granule, data)))
             .collect();
-        let region = |granule: Granule| granule.0 / COMPARED_GRANULES_MAX as u64;
+        let region = |granule: Granule| granule.0 / COMPARED_GRANULES_MAX;
         for (granule, digest) in digests {
             self.comparing.gathered.entry((volume, region(granule))).or_default().push((granule, digest));
         }

@@ -101,6 +101,15 @@ pub struct AgentReport {
     pub epoch_memory_limit: ByteCount,
     /// Sealed and not yet sent.
     pub unsent_bytes: ByteCount,
+    /// What is to be compared with the replica, because it is not known whether it changed.
+    #[serde(default)]
+    pub suspect_bytes: ByteCount,
+    /// What was compared since the agent started.
+    #[serde(default)]
+    pub compared_bytes: ByteCount,
+    /// What of it was different, and was sent.
+    #[serde(default)]
+    pub different_bytes: ByteCount,
     /// Processors that the agent keeps busy: 0.5 is half of one.
     #[serde(default)]
     pub processors_used: f64,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
+use block::{ByteCount, ByteOffset, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
 use changeset::{Changeset, Payload, VolumeInfo};
 use durable::Storage;
 use parking_lot::Mutex;
@@ -215,6 +215,25 @@ impl GroupReplica {
     /// When there is no such point, the point has no such volume, or a layer after the point cannot be read.
     pub fn view(&self, volume: VolumeId, epoch: Epoch) -> Result<View, ReplicaError> {
         View::open(&self.core, volume, epoch)
+    }
+
+    /// Reads the newest state, which is that of the applied epoch where the epoch being applied changes nothing.
+    ///
+    /// # Errors
+    /// When there is no such volume, or its image cannot be read.
+    pub fn read_newest(
+        &self,
+        volume: VolumeId,
+        buffer: &mut [u8],
+        offset: ByteOffset,
+    ) -> Result<(), ReplicaError> {
+        let image = self.core.shared.read().images.get(&volume).cloned();
+        let image = image.ok_or(ReplicaError::NoSuchVolume {
+            group: self.core.group,
+            volume,
+            epoch: self.applied().1,
+        })?;
+        image.read(buffer, offset.0)
     }
 
     /// Applies the next epoch. When this returns the replica holds it, durably.

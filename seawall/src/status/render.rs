@@ -96,6 +96,13 @@ fn group_text(group: &GroupView) -> String {
             capture.overflow_total,
             text::span(Duration::from_secs_f64(capture.report_age_seconds.clamp(0.0, 1e9))),
         );
+        if capture.suspect_bytes > ByteCount::ZERO || capture.compared_bytes > ByteCount::ZERO {
+            let _ = writeln!(
+                out,
+                "Compared:   {} with the replica, of which {} were different; {} still to compare",
+                capture.compared_bytes, capture.different_bytes, capture.suspect_bytes,
+            );
+        }
     }
 
     if !group.volumes.is_empty() {

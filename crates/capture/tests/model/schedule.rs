@@ -8,9 +8,11 @@ use block::{
 };
 use bytes::Bytes;
 use capture::{
-    Answer, Comparer, Digest, Progress, Question, Source, Tap, Tracker, TrackerLimits, Verdict, VolumeIndex,
+    Answer, Comparer, Progress, Question, Source, Tap, Tracker, TrackerLimits, Verdict, VolumeIndex,
 };
-use changeset::{Fold, GroupKey, Level, Opener, Payload, SealOptions, Stamp, VolumeInfo, seal};
+use changeset::{
+    Fold, GranuleDigest, GroupKey, Level, Opener, Payload, SealOptions, Stamp, VolumeInfo, seal,
+};
 
 use crate::kernel::{Config, GRANULE, World};
 use crate::met::Met;
@@ -185,7 +187,7 @@ impl Comparer for SimComparer {
         (self.unknown == 0).then_some(true)
     }
 
-    fn digest(&self, _volume: VolumeIndex, granule: Granule, data: &[u8]) -> Digest {
+    fn digest(&self, _volume: VolumeIndex, granule: Granule, data: &[u8]) -> GranuleDigest {
         digest(granule, data)
     }
 
@@ -208,7 +210,7 @@ impl Comparer for SimComparer {
     }
 }
 
-fn digest(granule: Granule, data: &[u8]) -> Digest {
+fn digest(granule: Granule, data: &[u8]) -> GranuleDigest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&granule.0.to_le_bytes()).update(data);
     hasher.finalize().as_bytes()[..16].try_into().expect("16 of 32 bytes")
@@ -386,7 +388,7 @@ impl Model {
         let Question { number, volume, granules, .. } = questions.swap_remove(which);
         let base = self.bases[usize::from(volume.0)];
         let sectors = (self.infos[usize::from(volume.0)].size.0 / 512) as usize;
-        let different = |(granule, found): &&(Granule, Digest)| {
+        let different = |(granule, found): &&(Granule, GranuleDigest)| {
             let first = granule.0 as usize * GRANULE as usize;
             let last = (first + GRANULE as usize).min(sectors);
             let mut data = vec![0; (last - first) * 512];
