@@ -32,12 +32,14 @@ mod source;
 mod volumes;
 
 pub use application::{ApplicationSection, BUDGET_MS, ENVIRONMENT_MAX, EVERY_S, HOOK_TIMEOUT_MS};
+pub use capture::DeviceName;
 pub use check::{CheckReport, check};
 pub use config::{
     AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, RING_BYTES_MAX,
     SourceChoice, TRACKING_FOLDER, VolumeConfig,
 };
 pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
+pub use hooks::check_hooks;
 pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};
 pub use limits::{BANDWIDTH_MIN, CPU_PERCENT_MIN, Day, LimitsSection, SCHEDULE_MAX, Window};
 pub use socket::CONVERSATIONS_MAX;

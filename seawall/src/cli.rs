@@ -97,7 +97,7 @@ pub(crate) struct Place {
 pub(crate) struct InitOptions {
     /// Directory to make; it must not exist, or be empty
     pub(crate) dir: PathBuf,
-    /// Disk to protect, as the source names it; once for each
+    /// Disk to protect, as the source names it: a path, or serial:..., wwn:..., ptuuid:..., fsuuid:...; once for each
     #[arg(long = "device", value_name = "PATH", required = true)]
     pub(crate) devices: Vec<PathBuf>,
     /// Name of the protected machine
