@@ -106,6 +106,7 @@ impl Engine {
                 self.acknowledged = held;
                 self.source.acknowledged(held);
             }
+            self.serve_resyncs();
             let served = self.serve(progress);
             let now = Instant::now();
             let due = now >= next_cut;

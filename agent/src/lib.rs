@@ -174,8 +174,8 @@ impl Parts {
             .spawn(move || engine.run())
             .context("start the capture thread")?;
         let disks = volumes.list.iter().map(|volume| volume.path.clone()).collect();
-        let (points, point_thread) = point::start(config, disks, scanned, orders, stop.clone())?;
-        let socket = Socket::listen(config.control_socket(), points, outbox.clone());
+        let (points, point_thread) = point::start(config, disks, scanned, orders.clone(), stop.clone())?;
+        let socket = Socket::listen(config.control_socket(), points, orders, outbox.clone());
         if let Err(error) = &socket {
             let error = format!("{error:#}");
             tracing::warn!(error, "`seawall point` cannot reach this agent; replication goes on");

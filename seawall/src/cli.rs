@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Points(PointsOptions),
     /// Take a recovery point: ask the agent of this machine
     Point(PointOptions),
+    /// Compare disks with their replicas, and send what differs: ask the agent of this machine
+    Resync(ResyncOptions),
     /// Write a volume as it was at a recovery point into a sparse raw file
     Restore(RestoreOptions),
     /// Show and prove everything on this machine, and leave nothing behind
@@ -73,6 +75,7 @@ impl Command {
             Command::Points(options) => options.json,
             Command::Restore(options) => options.json,
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
+            Command::Resync(options) => options.json,
             Command::Demo(options) => options.json,
             Command::Init(_) | Command::Run(_) => false,
         }
@@ -203,8 +206,6 @@ Exit status 0 when the point is what was asked for, 3 when it is less, 1 when th
 
 #[derive(Debug, Args)]
 pub(crate) struct PointNowOptions {
-    #[command(flatten)]
-    pub(crate) place: Place,
     /// What it should be
     #[arg(long, value_enum, default_value_t)]
     pub(crate) consistency: WantedConsistency,
@@ -214,13 +215,41 @@ pub(crate) struct PointNowOptions {
     /// Wait until the target holds it
     #[arg(long)]
     pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentPlace,
+    /// One JSON object, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where the agent of this machine is.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AgentPlace {
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// Configuration of the agent [default: DIR/agent/agent.toml]
     #[arg(long, value_name = "FILE")]
     pub(crate) agent_config: Option<PathBuf>,
     /// Socket of the agent [default: what its configuration says, else the only one in /run/seawall]
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// One JSON object, and no progress
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall resync
+  seawall resync --volume data --json
+
+To be run as root on the protected machine. The volume is read once here and once at the target, which exchange checksums; only what
+differs is sent. There are no new recovery points until it is done, and `seawall status` shows how far it is. It happens by itself
+when tracking was lost, as after a restart of the machine; ask for it when you have reason to doubt the replica.")]
+pub(crate) struct ResyncOptions {
+    #[command(flatten)]
+    pub(crate) agent: AgentPlace,
+    /// Volume, by name [default: all of the group]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) volume: Option<String>,
+    /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -58,6 +58,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
                 let PointCommand::Now(options) = &options.command;
                 return point::now(options).await;
             }
+            Command::Resync(options) => point::resync(&options).await?,
             Command::Restore(options) => restore::run(&options).await?,
             Command::Demo(options) => demo::run(options).await?,
         }

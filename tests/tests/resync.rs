@@ -99,6 +99,7 @@ fn kernel_a_resync_sends_only_what_differs() -> anyhow::Result<()> {
     })?;
     counts = writers.stop()?;
     let newest = system.wait_for_now()?;
+    std::thread::sleep(std::time::Duration::from_secs(1)); // a report may be older than the point
     let said = report(&system)?;
     let sent = said["sent_bytes_total"].as_u64().context("bytes sent")?;
     // What differed, what the writers wrote meanwhile (their lanes have 1.5 MiB), and the checksums.
@@ -154,4 +155,65 @@ fn kernel_an_interrupted_resync_goes_on() -> anyhow::Result<()> {
         equal(&system, &disk, newest).with_context(|| format!("round {round}"))?;
     }
     Ok(())
+}
+
+/// Somebody has damaged the replica: a resync by command finds where, and mends it.
+#[test]
+fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
+    if !root("kernel_a_resync_by_command_mends_the_replica") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    std::fs::write(&image, random(64 * MIB)?)?;
+    let disk = LoopDisk::attach(&image, 512)?;
+    let mut system = System::init(&[disk.device()], 100)?;
+    system.start_all()?;
+    let first = system.wait_for_now()?;
+    let replica = find(&system.place(Part::TargetServer), "replica.img")?.context("the replica's image")?;
+    let file = OpenOptions::new().write(true).open(&replica)?;
+    file.write_all_at(b"damage", 33 * MIB + 77)?;
+    file.sync_all()?;
+    equal(&system, &disk, first).expect_err("the damage is there");
+
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(program("seawall")?);
+        command.arg("resync").args(arguments).arg("--socket").arg(system.socket());
+        command.output().context("run seawall resync")
+    };
+    let refused = ask(&["--volume", "other"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains(&name(disk.device())), "{said}");
+    let asked = ask(&["--json"])?;
+    ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    let answer: serde_json::Value = serde_json::from_slice(&asked.stdout)?;
+    ensure!(answer["bytes"] == 64 * MIB && answer["volumes"][0] == name(disk.device()), "{answer}");
+    let mended = system.wait_for_now()?;
+    equal(&system, &disk, mended)?;
+    // A report may be older than the point.
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let said = report(&system)?;
+        if said["compared_bytes"] == 64 * MIB {
+            ensure!(said["different_bytes"] == 65536, "{said}");
+            return system.stop(Part::Agent);
+        }
+        ensure!(std::time::Instant::now() < limit, "{said}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+/// The first file of this name below a directory.
+fn find(dir: &Path, name: &str) -> anyhow::Result<Option<std::path::PathBuf>> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            if let Some(found) = find(&path, name)? {
+                return Ok(Some(found));
+            }
+        } else if path.file_name().is_some_and(|found| found == name) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }

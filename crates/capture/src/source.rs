@@ -105,6 +105,12 @@ pub trait Source: Send {
     fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut;
     /// Epochs up to this one are held durably elsewhere.
     fn acknowledged(&mut self, held: Epoch);
+    /// Compares all of a volume with the replica again, by its place in [`Source::volumes`]. False when it is compared all the
+    /// time.
+    fn suspect(&mut self, volume: usize) -> bool {
+        let _ = volume;
+        false
+    }
     /// Lets another source of the same volumes take over what is kept of this one, which is not used any more.
     fn release(&mut self) {}
     /// What it says of itself.

@@ -301,12 +301,16 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         };
         tracing::warn!(volume = name, reason = what, "tracking had a gap: the volume is read again");
         self.last_error = Some(format!("volume {name}: {what}; reading it all again"));
+        self.suspect_all(volume);
+        self.tap.miss_in_flight();
+    }
+
+    fn suspect_all(&mut self, volume: VolumeIndex) {
         for granule in 0..self.tap.granules(volume) {
             // In this order: a granule that is dirty and not suspect would be sent, which is only more work.
             self.tap.mark_dirty(volume, Granule(granule));
             self.tap.suspect(volume, Granule(granule));
         }
-        self.tap.miss_in_flight();
     }
 
     /// Looks for writes that ended unseen, if it is time to.
@@ -737,6 +741,11 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
 
     fn release(&mut self) {
         self.tap.release();
+    }
+
+    fn suspect(&mut self, volume: usize) -> bool {
+        self.suspect_all(VolumeIndex(volume as u16));
+        true
     }
 
     fn status(&self) -> SourceStatus {

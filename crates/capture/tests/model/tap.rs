@@ -178,6 +178,9 @@ impl Tap for SimTap {
             if late && world.rng.percent(20) {
                 world.ring.publish();
                 world.preempt();
+                // Killed just here, which chance alone brings about too rarely.
+                let dies = world.rng.percent(2);
+                world.dead |= dies;
             }
             if record.state == State::Submitted {
                 touch(&mut world, record.volume, record.sector, record.sectors);
