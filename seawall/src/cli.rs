@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use block::{Consistency, GroupId, Label};
+use block::{ByteCount, Consistency, GroupId, Label};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use control::PointSelector;
 
@@ -59,8 +59,10 @@ pub(crate) enum Command {
     Points(PointsOptions),
     /// Take a recovery point: ask the agent of this machine
     Point(PointOptions),
-    /// Write a volume as it was at a recovery point into a sparse raw file
+    /// Write a volume as it was at a recovery point to a file or a device
     Restore(RestoreOptions),
+    /// Serve volumes as they were at a recovery point to other programs, over NBD
+    Export(ExportOptions),
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -72,6 +74,7 @@ impl Command {
             Command::Status(options) => options.json,
             Command::Points(options) => options.json,
             Command::Restore(options) => options.json,
+            Command::Export(options) => options.json(),
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Demo(options) => options.json,
             Command::Init(_) | Command::Run(_) => false,
@@ -254,7 +257,15 @@ impl From<WantedConsistency> for Consistency {
   An older one (`seawall points` lists them):
     seawall restore --volume vdb --point 1207 --out vdb-1207.img
 
-The file appears under its name only when it is whole and durable; until then it is FILE.partial.")]
+  As qcow2, through qemu-img:
+    seawall restore --volume vdb --point latest --out vdb.qcow2 --format qcow2
+  Onto a disk that holds much of it already; only what differs is fetched and written:
+    seawall restore --volume vdb --point latest --out /dev/vdc --delta --verify
+
+A file appears under its name only when it is whole and durable; until then it is FILE.partial. Interrupted, the same command
+goes on: what is there is compared with the point, piece by piece (a device: add --delta). What arrives is compared with the
+hash that the server made while sending; --verify reads what was written once more.
+A device that is mounted or in use, or not empty, is refused without --force or --delta; one that is too small always.")]
 pub(crate) struct RestoreOptions {
     #[command(flatten)]
     pub(crate) place: Place,
@@ -267,13 +278,140 @@ pub(crate) struct RestoreOptions {
     /// Recovery point: `latest`, or the number of an epoch
     #[arg(long, value_name = "POINT")]
     pub(crate) point: PointSelector,
-    /// File to write
-    #[arg(long, value_name = "FILE")]
+    /// File or block device to write
+    #[arg(long, value_name = "FILE|DEVICE")]
     pub(crate) out: PathBuf,
-    /// Replace FILE, and what an interrupted restore left
+    /// What to write
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: RestoreFormat,
+    /// Change what is there, in place, where it differs from the point
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) delta: bool,
+    /// Replace FILE; overwrite DEVICE also when it is in use or not empty
     #[arg(long)]
     pub(crate) force: bool,
+    /// Read everything once more at the end, and compare it with the point
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// One JSON object at the end, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a restore writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RestoreFormat {
+    /// The disk's bytes as they are, sparse
+    #[default]
+    Raw,
+    /// QEMU's format; always compared with the point at the end
+    Qcow2,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  For programs on this machine, through a socket that leads to the target server; ends with Ctrl-C:
+    seawall export vda --point latest
+  To write to without changing anything, at a place of one's choice:
+    seawall export vda vdb --point 1207 --writable --local /tmp/drill.sock
+  On the target server's machine, until it is stopped:
+    seawall export vda --point latest --socket /run/seawall/vda.sock --detach
+  For other machines, with TLS and an operator's certificate:
+    seawall export vda --point latest --listen 0.0.0.0:10809 --detach
+  A machine for libvirt:
+    seawall export vda --point latest --writable --socket /run/seawall/vda.sock --detach --libvirt-xml
+  What is running, and its end:
+    seawall export list
+    seawall export stop 3
+
+Clients are qemu-img, qemu-nbd, nbdcopy, nbdfuse, nbd-client and any other that speaks NBD. What is written goes into an overlay
+at the target, of at most --limit, and is dropped at the end."
+)]
+pub(crate) struct ExportOptions {
+    #[command(subcommand)]
+    pub(crate) command: Option<ExportCommand>,
+    #[command(flatten)]
+    pub(crate) start: ExportStartOptions,
+}
+
+impl ExportOptions {
+    fn json(&self) -> bool {
+        match &self.command {
+            None => self.start.json,
+            Some(ExportCommand::List(options)) => options.json,
+            Some(ExportCommand::Stop(options)) => options.json,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportStartOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volumes of one group, by name or identity
+    #[arg(value_name = "VOLUME", required = true)]
+    pub(crate) volumes: Vec<String>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT", required = true)]
+    pub(crate) point: Option<PointSelector>,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Take writes, and drop them at the end
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// What may be written to each volume, such as 10GiB [default: 16GiB]
+    #[arg(long, value_name = "SIZE", requires = "writable")]
+    pub(crate) limit: Option<ByteCount>,
+    /// Socket to make on this machine [default: one of its own]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "listen", "detach"])]
+    pub(crate) local: Option<PathBuf>,
+    /// Socket to make on the target server's machine, for its user only
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Address and port for the target server to listen on
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Without TLS: everybody who reaches the port reads the volumes
+    #[arg(long, requires = "listen")]
+    pub(crate) plain: bool,
+    /// Go on when this command has ended, until `seawall export stop`
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Show a libvirt domain with these disks, and nothing else
+    #[arg(long, requires = "writable")]
+    pub(crate) libvirt_xml: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// Show what is exported
+    List(ExportListOptions),
+    /// End an export; its clients are disconnected
+    Stop(ExportStopOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportListOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportStopOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Number of the export, as `seawall export list` shows it
+    pub(crate) id: u64,
+    /// One JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -1,10 +1,13 @@
 //! The operator's command.
 
 mod ask;
+mod bridge;
 mod cli;
 mod config;
 mod demo;
+mod export;
 mod init;
+mod libvirt;
 mod point;
 mod points;
 mod restore;
@@ -59,6 +62,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
                 return point::now(options).await;
             }
             Command::Restore(options) => restore::run(&options).await?,
+            Command::Export(options) => export::run(&options).await?,
             Command::Demo(options) => demo::run(options).await?,
         }
         Ok(ExitCode::SUCCESS)
