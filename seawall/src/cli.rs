@@ -63,6 +63,14 @@ pub(crate) enum Command {
     Restore(RestoreOptions),
     /// Serve volumes as they were at a recovery point to other programs, over NBD
     Export(ExportOptions),
+    /// List and get files of a recovery point
+    Files(FilesOptions),
+    /// Not to be called by people: the part of `files` that runs in namespaces of its own
+    #[command(hide = true, after_help = "It is told what to do by `files`.")]
+    FilesInside {
+        /// What to do, JSON
+        task: String,
+    },
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -75,9 +83,10 @@ impl Command {
             Command::Points(options) => options.json,
             Command::Restore(options) => options.json,
             Command::Export(options) => options.json(),
+            Command::Files(options) => options.common().json,
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Demo(options) => options.json,
-            Command::Init(_) | Command::Run(_) => false,
+            Command::Init(_) | Command::Run(_) | Command::FilesInside { .. } => false,
         }
     }
 }
@@ -414,6 +423,82 @@ pub(crate) struct ExportStopOptions {
     /// One JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  What file systems there are:
+    seawall files ls vda --point latest
+  A directory, and a file of it:
+    seawall files ls vda --point 1207 /etc
+    seawall files get vda --point 1207 /etc/fstab --out fstab.old
+  A directory with everything below, of the second partition:
+    seawall files get vda --point latest /srv/data --fs p2 --out /tmp/data
+  To another program:
+    seawall files get vda --point latest /var/lib/app.sql --out - | head
+
+As root; nbdfuse (of libnbd-bin, with fuse3) is needed. File systems are mounted on an overlay where nobody else sees them,
+so that their journals are replayed and the replica does not change; nothing stays behind, also when the command is killed.")]
+pub(crate) struct FilesOptions {
+    #[command(subcommand)]
+    pub(crate) action: FilesAction,
+}
+
+impl FilesOptions {
+    fn common(&self) -> &FilesCommon {
+        match &self.action {
+            FilesAction::Ls(options) => &options.common,
+            FilesAction::Get(options) => &options.common,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FilesAction {
+    /// List file systems, or what is in a directory
+    Ls(FilesLsOptions),
+    /// Copy a file, or a directory with everything below it
+    Get(FilesGetOptions),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FilesCommon {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume, by name or identity
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: String,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// File system, where there are several: its name, label or UUID, as `ls` without a path shows them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) fs: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FilesLsOptions {
+    #[command(flatten)]
+    pub(crate) common: FilesCommon,
+    /// What to list; without it the file systems
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FilesGetOptions {
+    #[command(flatten)]
+    pub(crate) common: FilesCommon,
+    /// What to get
+    pub(crate) path: PathBuf,
+    /// Where to; `-` for standard output [default: its name, here]
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// What the demo is asked to do.

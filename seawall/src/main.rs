@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod demo;
 mod export;
+mod files;
 mod init;
 mod libvirt;
 mod point;
@@ -63,6 +64,10 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             Command::Restore(options) => restore::run(&options).await?,
             Command::Export(options) => export::run(&options).await?,
+            Command::Files(options) => files::run(&options).await?,
+            Command::FilesInside { task } => {
+                return tokio::task::block_in_place(|| files::run_inside(&task));
+            }
             Command::Demo(options) => demo::run(options).await?,
         }
         Ok(ExitCode::SUCCESS)

@@ -69,6 +69,7 @@ pub(crate) fn status_when(dir: &Path, wanted: impl Fn(&Value) -> bool) -> Value 
     }
 }
 
+#[allow(dead_code, reason = "not every test program looks at it")]
 pub(crate) fn applied(status: &Value) -> u64 {
     status["groups"][0]["ladder"]["applied"].as_u64().unwrap_or(0)
 }
