@@ -71,6 +71,8 @@ pub(crate) enum Command {
         /// What to do, JSON
         task: String,
     },
+    /// Start a machine on a recovery point, in QEMU
+    Boot(BootOptions),
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -86,7 +88,7 @@ impl Command {
             Command::Files(options) => options.common().json,
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Demo(options) => options.json,
-            Command::Init(_) | Command::Run(_) | Command::FilesInside { .. } => false,
+            Command::Init(_) | Command::Run(_) | Command::FilesInside { .. } | Command::Boot(_) => false,
         }
     }
 }
@@ -499,6 +501,95 @@ pub(crate) struct FilesGetOptions {
     /// Where to; `-` for standard output [default: its name, here]
     #[arg(long, value_name = "FILE|DIR")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  Does the newest point start?
+    seawall boot vda --point latest
+  A machine with two disks, as it was, with more memory:
+    seawall boot vda vdb --point 1207 --memory 8GiB --cpus 4
+  On a disk bus that the system knows, and with a way into a test network:
+    seawall boot sda --point latest --bus sata --network br-test
+
+The first volume is the one that the machine starts from. What the machine writes goes into overlays at the target and is dropped
+when it ends; the replica does not change, and replication goes on. The serial console is shown here: the system must use it
+(console=ttyS0). qemu-system-x86 is needed, for UEFI also ovmf.")]
+pub(crate) struct BootOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volumes of one group, by name or identity
+    #[arg(value_name = "VOLUME", required = true)]
+    pub(crate) volumes: Vec<String>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// `none`; `isolated`: a network that leads nowhere; or the name of a bridge of this machine
+    #[arg(long, value_name = "none|isolated|NAME", default_value = "none")]
+    pub(crate) network: String,
+    /// What starts the system
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) firmware: BootFirmware,
+    /// What the disks are connected by
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) bus: BootBus,
+    /// What runs the processor
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) accel: BootAccelerator,
+    /// Memory, such as 2GiB
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    pub(crate) memory: ByteCount,
+    /// Processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub(crate) cpus: u32,
+    /// What the machine may write to each volume, such as 10GiB [default: 16GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) limit: Option<ByteCount>,
+    /// QEMU
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    pub(crate) qemu: PathBuf,
+    /// More arguments for QEMU, after `--`
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub(crate) more: Vec<String>,
+}
+
+/// What starts a system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootFirmware {
+    /// UEFI when there is an EFI system partition, else BIOS
+    #[default]
+    Auto,
+    /// The BIOS that QEMU has
+    Bios,
+    /// OVMF
+    Uefi,
+}
+
+/// What disks are connected by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootBus {
+    /// virtio-blk; every Linux that ran in a virtual machine knows it
+    #[default]
+    Virtio,
+    /// virtio-scsi
+    Scsi,
+    /// AHCI; for systems from physical machines
+    Sata,
+}
+
+/// What runs a machine's processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootAccelerator {
+    /// KVM where it works, else emulation
+    #[default]
+    Auto,
+    /// KVM, or fail
+    Kvm,
+    /// Emulation, which works everywhere and is slow
+    Tcg,
 }
 
 /// What the demo is asked to do.

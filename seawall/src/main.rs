@@ -1,6 +1,7 @@
 //! The operator's command.
 
 mod ask;
+mod boot;
 mod bridge;
 mod cli;
 mod config;
@@ -64,6 +65,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             Command::Restore(options) => restore::run(&options).await?,
             Command::Export(options) => export::run(&options).await?,
+            Command::Boot(options) => return boot::run(&options).await,
             Command::Files(options) => files::run(&options).await?,
             Command::FilesInside { task } => {
                 return tokio::task::block_in_place(|| files::run_inside(&task));
