@@ -8,19 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use block::{BLOCK_BYTES, ByteCount, ByteOffset, Consistency, Epoch};
-use changeset::{Fold, Level, Opener, SealOptions, Stamp, seal};
+use block::Epoch;
 use durable::RealStorage;
 use export::{Disk, Export, Exported, Place, Security};
 use replica::{GroupReplica, Options};
+use seawall_benches::disk::{IMAGE_BYTES, fill};
 use seawall_benches::{Pair, compare, data};
-
-/// What is read in a turn; it fits into the system's cache.
-const IMAGE_BYTES: u64 = 512 << 20;
-/// An epoch's worth of it.
-const EPOCH_BYTES: u64 = 64 << 20;
-/// One block in so many differs at the older point.
-const CHANGED_ONE_IN: u64 = 100;
 
 /// Ended when dropped.
 struct Server(Child);
@@ -81,44 +74,6 @@ fn main() -> anyhow::Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// Applies epochs that fill the image, and one that changes a little.
-fn fill(replica: &GroupReplica) -> anyhow::Result<Epoch> {
-    let key = data::key();
-    let mut epoch = Epoch::NONE;
-    let mut apply = |fold: &Fold| -> anyhow::Result<()> {
-        epoch = epoch.next();
-        let stamp = Stamp { consistency: Consistency::Crash, ..data::stamp(epoch) };
-        let mut volumes = data::volumes();
-        volumes[0].size = ByteCount(IMAGE_BYTES);
-        let sealed = seal(&stamp, &volumes, fold, &key, SealOptions { level: Level::Store, threads: 2 })?;
-        let mut opener = Opener::new(key.clone(), data::GROUP, 2);
-        sealed.pieces.into_iter().try_for_each(|piece| opener.push(piece))?;
-        replica.apply(&opener.finish()?)?;
-        Ok(())
-    };
-    let block = |number: u64, seed: u64| {
-        let mut state = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed;
-        let words = (0..BLOCK_BYTES / 8).flat_map(move |_| {
-            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            state.to_le_bytes()
-        });
-        words.collect::<Vec<u8>>()
-    };
-    for start in (0..IMAGE_BYTES).step_by(EPOCH_BYTES as usize) {
-        let mut fold = Fold::new();
-        for at in (start..start + EPOCH_BYTES).step_by(BLOCK_BYTES as usize) {
-            fold.write(0, ByteOffset(at), &block(at / BLOCK_BYTES, 1));
-        }
-        apply(&fold)?;
-    }
-    let mut fold = Fold::new();
-    for number in (0..IMAGE_BYTES / BLOCK_BYTES).step_by(CHANGED_ONE_IN as usize) {
-        fold.write(0, ByteOffset(number * BLOCK_BYTES), &block(number, 2));
-    }
-    apply(&fold)?;
-    Ok(epoch)
 }
 
 fn serve_with_qemu(image: &Path, socket: &Path) -> anyhow::Result<Server> {

@@ -9,5 +9,6 @@
 
 mod compare;
 pub mod data;
+pub mod disk;
 
 pub use compare::{Pair, compare, quick, result};

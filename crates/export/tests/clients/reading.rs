@@ -1,5 +1,12 @@
 //! Reading exports, with and without structured replies, on one and on several connections.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use block::{ByteCount, ByteOffset, Extent};
+use export::{Disk, DiskError};
+
 use crate::support::{At, Lab, attempt, installed, nbdsh, run, text};
 
 #[test]
@@ -159,4 +166,73 @@ fn fio_reads() {
     }
     let counted = served.export.counted();
     assert!(counted.read.0 >= 4 * (40 << 20), "{counted:?}");
+}
+
+/// A disk whose reads wait, as of a cold medium: they must wait at the same time, and still answer what was asked.
+#[test]
+fn reads_that_wait_wait_together() {
+    if !installed("reads_that_wait_wait_together", &["nbdcopy"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let slow = Arc::new(Slow::new(lab.view(At::Newest)));
+    let served = lab.serve(slow.clone());
+    let copy = lab.path("copy.img");
+    let arguments = ["--connections=1", "--requests=32", "--request-size=65536", &served.uri, text(&copy)];
+    run("nbdcopy", &arguments);
+    assert!(std::fs::read(&copy).unwrap() == lab.content(At::Newest));
+    let together = slow.most.load(SeqCst);
+    assert!(together > 4, "{together} reads at the same time");
+    // Leaving in the midst of reads ends them, and the export.
+    let mut client = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+    // No zeroes, the only option EXPORT_NAME, of the disk without a name.
+    let mut said = vec![0, 0, 0, 3];
+    said.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x01\x00\x00\x00\x00");
+    for number in 0..40_u64 {
+        said.extend_from_slice(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 0]);
+        said.extend_from_slice(&number.to_be_bytes());
+        said.extend_from_slice(&(number * 65536).to_be_bytes());
+        said.extend_from_slice(&65536_u32.to_be_bytes());
+    }
+    std::io::Write::write_all(&mut client, &said).unwrap();
+    drop(client);
+    while served.export.counted().connections > 0 {
+        std::thread::yield_now();
+    }
+}
+
+/// A disk below which every read takes a while.
+#[derive(Debug)]
+struct Slow {
+    below: Arc<dyn Disk>,
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Slow {
+    fn new(below: Arc<dyn Disk>) -> Slow {
+        Slow { below, now: Default::default(), most: Default::default() }
+    }
+}
+
+impl Disk for Slow {
+    fn size(&self) -> ByteCount {
+        self.below.size()
+    }
+
+    fn is_writable(&self) -> bool {
+        false
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: ByteOffset) -> Result<(), DiskError> {
+        let now = self.now.fetch_add(1, SeqCst) + 1;
+        self.most.fetch_max(now, SeqCst);
+        std::thread::sleep(Duration::from_millis(2));
+        self.now.fetch_sub(1, SeqCst);
+        self.below.read_at(buffer, offset)
+    }
+
+    fn next_data(&self, offset: ByteOffset) -> Result<Option<Extent>, DiskError> {
+        self.below.next_data(offset)
+    }
 }
