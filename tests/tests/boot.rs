@@ -1,12 +1,12 @@
 //! A Debian that is replicated while it works, started again from an older point and from the newest.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use scratch::{LoopDisk, Mount};
@@ -88,6 +88,30 @@ fn boot(system: &System, volume: &str, point: u64, firmware: &str) -> anyhow::Re
     Ok(Said(said.with_context(|| format!("point {point} said nothing:\n{last}"))?))
 }
 
+/// kill -9 while the machine runs: the machine ends, and its export.
+fn killed(system: &System, volume: &str) -> anyhow::Result<()> {
+    let mut command = Command::new(program("seawall")?);
+    command.args(["boot", volume, "--point", "latest", "--accel", "tcg", "--firmware", "bios", "--dir"]);
+    command.arg(system.dir().join("seawall")).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::null()).spawn()?;
+    let mut console = child.stdout.take().context("a console")?;
+    // The kernel's first words.
+    console.read_exact(&mut [0; 100])?;
+    child.kill()?;
+    child.wait()?;
+    // It ends when the last who could write to it has ended.
+    console.read_to_end(&mut Vec::new())?;
+    let limit = Instant::now() + Duration::from_secs(60);
+    while system.operator("status", &[])?["target_server"]["exports"]
+        .as_array()
+        .is_some_and(|all| !all.is_empty())
+    {
+        ensure!(Instant::now() < limit, "the export does not end");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
 #[test]
 fn kernel_points_of_a_working_machine_boot() -> anyhow::Result<()> {
     if !root(TEST) {
@@ -163,6 +187,7 @@ fn kernel_points_of_a_working_machine_boot() -> anyhow::Result<()> {
         // What the machine wrote is gone with it, and was never in the replica.
         let said = boot(&system, &volume, newest, "bios")?;
         ensure!(said.value("touched") == "no" && said.value("result") == "sound", "{said:?}");
+        killed(&system, &volume)?;
         // Replication went on.
         system.wait_for_now()?;
         Ok(())

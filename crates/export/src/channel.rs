@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
@@ -39,6 +41,8 @@ pub(crate) trait Channel: Send + Sync {
     fn send(&self, bytes: &[u8]) -> io::Result<()>;
     /// Goes on with TLS.
     fn start_tls(self: Arc<Self>, side: &TlsSide) -> io::Result<Arc<dyn Channel>>;
+    /// The peer has said what it wants: from here on it may take its time.
+    fn settle(&self) {}
     /// Ends both directions; whoever waits is woken.
     fn shut_down(&self);
 }
@@ -48,11 +52,21 @@ pub(crate) trait Channel: Send + Sync {
 pub(crate) struct Socket {
     fd: Arc<OwnedFd>,
     sending: Mutex<()>,
+    /// Until when the peer must be settled; who says a byte now and then must not keep others out for ever.
+    deadline: Instant,
+    settled: AtomicBool,
 }
 
 impl Socket {
-    pub(crate) fn new(fd: Arc<OwnedFd>) -> Socket {
-        Socket { fd, sending: Mutex::new(()) }
+    pub(crate) fn new(fd: Arc<OwnedFd>, deadline: Instant) -> Socket {
+        Socket { fd, sending: Mutex::new(()), deadline, settled: AtomicBool::new(false) }
+    }
+
+    fn receive_in_time(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.settled.load(Relaxed) && Instant::now() > self.deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long to say what it wants"));
+        }
+        receive(&self.fd, buffer)
     }
 }
 
@@ -79,7 +93,11 @@ fn send(fd: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
 
 impl Channel for Socket {
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        receive(&self.fd, buffer)
+        self.receive_in_time(buffer)
+    }
+
+    fn settle(&self) {
+        self.settled.store(true, Relaxed);
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
@@ -89,7 +107,7 @@ impl Channel for Socket {
 
     fn start_tls(self: Arc<Self>, side: &TlsSide) -> io::Result<Arc<dyn Channel>> {
         let mut connection = ServerConnection::new(side.config.clone()).map_err(io::Error::other)?;
-        let mut raw = Raw(&self.fd);
+        let mut raw = Shaking(&self);
         while connection.is_handshaking() {
             if let Err(error) = connection.complete_io(&mut raw) {
                 // What is wrong is told to the client before the connection ends.
@@ -111,14 +129,27 @@ impl Channel for Socket {
     }
 }
 
-/// A socket as TLS wants it.
-struct Raw<'a>(&'a OwnedFd);
+/// A socket during TLS's handshake.
+struct Shaking<'a>(&'a Socket);
 
-impl Read for Raw<'_> {
+impl Read for Shaking<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        receive(self.0, buffer)
+        self.0.receive_in_time(buffer)
     }
 }
+
+impl Write for Shaking<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Raw(&self.0.fd).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where TLS writes to.
+struct Raw<'a>(&'a OwnedFd);
 
 impl Write for Raw<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -189,5 +220,25 @@ impl Channel for Tls {
     fn shut_down(&self) {
         // It may have ended already.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_settle_in_time_is_left() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(b"ab").unwrap();
+        let past = Instant::now() - Duration::from_millis(1);
+        let socket = Socket::new(Arc::new(server.into()), past);
+        let mut byte = [0];
+        assert_eq!(socket.receive(&mut byte).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        socket.settle();
+        assert_eq!((socket.receive(&mut byte).unwrap(), byte), (1, *b"a"));
     }
 }

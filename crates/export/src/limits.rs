@@ -22,6 +22,8 @@ pub const OPTION_BYTES_MAX: ByteCount = ByteCount::kib(16);
 pub const OPTIONS_MAX: usize = 128;
 /// How long the peer may be silent during negotiation. Past it the connection is closed.
 pub const NEGOTIATION_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long negotiation may take in all, up to TLS where there is TLS. Past it the connection is closed.
+pub const NEGOTIATION_TIME_MAX: Duration = Duration::from_secs(60);
 /// The longest name of a disk, as the protocol has it, in bytes. A longer one is refused.
 pub const NAME_BYTES_MAX: usize = 4096;
 /// What an overlay always leaves free on its file system: this part of it,

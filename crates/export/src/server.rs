@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use block::ByteCount;
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use rustix::net::{Shutdown, sockopt};
 use crate::channel::{Channel, Socket};
 use crate::negotiate::{Exported, Security, negotiate};
 use crate::session::{self, Counters};
-use crate::{CONNECTIONS_MAX, NEGOTIATION_SILENCE_MAX};
+use crate::{CONNECTIONS_MAX, NEGOTIATION_SILENCE_MAX, NEGOTIATION_TIME_MAX};
 
 /// What a socket may hold of answers that the client has not taken, so that both sides work at the same time. Where the
 /// kernel allows less, it is less.
@@ -277,10 +277,12 @@ impl Shared {
     }
 
     fn converse(&self, socket: &Arc<OwnedFd>) -> io::Result<()> {
-        let channel: Arc<dyn Channel> = Arc::new(Socket::new(socket.clone()));
+        let channel: Arc<dyn Channel> =
+            Arc::new(Socket::new(socket.clone(), Instant::now() + NEGOTIATION_TIME_MAX));
         sockopt::set_socket_timeout(&**socket, sockopt::Timeout::Recv, Some(NEGOTIATION_SILENCE_MAX))?;
         let Some(agreed) = negotiate(channel, &self.exports, &self.security)? else { return Ok(()) };
         sockopt::set_socket_timeout(&**socket, sockopt::Timeout::Recv, None)?;
+        agreed.channel.settle();
         session::serve(agreed, &self.counters)
     }
 }
