@@ -79,6 +79,7 @@ fn fio_verifies_what_it_wrote() {
         "--iodepth=16",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--do_verify=1",
         "--serialize_overlap=1",
     ];
