@@ -9,6 +9,7 @@
 
 mod compare;
 pub mod data;
+pub mod disk;
 mod way;
 
 pub use compare::{Pair, compare, quick, result};

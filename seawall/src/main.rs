@@ -1,10 +1,15 @@
 //! The operator's command.
 
 mod ask;
+mod boot;
+mod bridge;
 mod cli;
 mod config;
 mod demo;
+mod export;
+mod files;
 mod init;
+mod libvirt;
 mod point;
 mod points;
 mod restore;
@@ -60,6 +65,12 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             Command::Resync(options) => point::resync(&options).await?,
             Command::Restore(options) => restore::run(&options).await?,
+            Command::Export(options) => export::run(&options).await?,
+            Command::Boot(options) => return boot::run(&options).await,
+            Command::Files(options) => files::run(&options).await?,
+            Command::FilesInside { task } => {
+                return tokio::task::block_in_place(|| files::run_inside(&task));
+            }
             Command::Demo(options) => demo::run(options).await?,
         }
         Ok(ExitCode::SUCCESS)

@@ -6,7 +6,9 @@
 mod compare;
 mod config;
 mod delivery;
+mod export;
 mod group;
+mod hash_view;
 mod operate;
 mod refusal;
 mod server;
@@ -14,6 +16,8 @@ mod view_hash;
 
 pub use config::{Config, ConfigError, DeviceConfig, GROUPS_MAX, GroupConfig, RetentionConfig, THREADS_MAX};
 pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
+pub use export::{EXPORTS_MAX, OVERLAY_LIMIT_DEFAULT};
+pub use hash_view::unit_hash;
 pub use operate::{VIEW_CHUNK_BYTES, VIEWS_MAX, ViewEnd};
 pub use server::{Handle, StartError, TargetServer, verify};
 pub use view_hash::ViewHash;

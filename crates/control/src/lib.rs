@@ -4,12 +4,17 @@
 //! still be read; names and codes never change their meaning.
 
 mod agent;
+mod export;
 mod request;
 mod state;
 mod status;
 
 pub use agent::{
     AGENT_REQUEST_BYTES_MAX, AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint,
+};
+pub use export::{
+    ExportInfo, ExportPlace, ExportRequest, ExportsReply, VIEW_HASH_BYTES, VIEW_HASH_UNIT, VIEW_RANGES_MAX,
+    ViewRange,
 };
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
 pub use state::{Severity, StateCode};

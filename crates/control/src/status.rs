@@ -3,7 +3,7 @@ use std::fmt;
 use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{PointInfo, StateCode};
+use crate::{ExportInfo, PointInfo, StateCode};
 
 /// How the writes of a volume are being captured now, from best to worst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -242,6 +242,9 @@ pub struct TargetServerStatus {
     pub last_error: Option<String>,
     /// The groups it keeps.
     pub groups: Vec<TargetGroup>,
+    /// The points that it serves over NBD.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<ExportInfo>,
 }
 
 /// A group at a target server.

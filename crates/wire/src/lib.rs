@@ -12,6 +12,7 @@ mod compare;
 mod credentials;
 mod delivery;
 mod error;
+mod foreign;
 mod frame;
 mod handshake;
 mod identity;
@@ -29,6 +30,7 @@ pub use delivery::{
     ACCEPT_TIME_MAX, Answerer, DATA_FRAME_BYTES, Incoming, REPORT_BYTES_MAX, Receipts, Receiver, Sender,
 };
 pub use error::WireError;
+pub use foreign::{foreign_client, foreign_server, operator_of};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, FrameError, FrameKind, Held, REFUSAL_BYTES_MAX};
 pub use handshake::{HANDSHAKE_BYTES, HANDSHAKE_MAGIC, HandshakeError, Purpose, VERSIONS};
 pub use identity::{Identity, IdentityError, NAME_BYTES_MAX, Role};

@@ -209,6 +209,11 @@ impl ViewWriter {
         send_text(&self.link, FrameKind::Finish, json).await
     }
 
+    /// Waits until the other side is gone.
+    pub async fn ended(&self) -> WireError {
+        self.link.shared.failed().await
+    }
+
     /// Gives up: the view cannot be completed.
     pub fn refuse(self, code: RefusalCode, message: &str) {
         self.link.shared.refuse(code, code.is_retryable(), message);

@@ -342,6 +342,7 @@ pub(crate) mod tests {
             last_error: None,
         };
         TargetServerStatus {
+            exports: Vec::new(),
             groups: vec![group],
             state: StateCode::Replicating,
             ..TargetServerStatus::default()

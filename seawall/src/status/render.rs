@@ -31,6 +31,20 @@ pub(crate) fn overview(overview: &Overview) -> String {
     if let Some(server) = &overview.target_server {
         let undo: ByteCount = server.groups.iter().map(|group| group.undo_bytes).sum();
         let _ = writeln!(out, "Target server {}: undo layers {undo}", server.name);
+        for export in &server.exports {
+            let volumes: Vec<&str> = export.volumes.iter().map(|volume| volume.name.as_str()).collect();
+            let _ = writeln!(
+                out,
+                "Export {}: {} at point {}, clients {}, overlays {} of {}{}",
+                export.id,
+                volumes.join(", "),
+                export.point.epoch,
+                export.connections,
+                export.overlay_bytes,
+                export.overlay_limit,
+                if export.detached { ", detached" } else { "" }
+            );
+        }
     }
     out
 }
