@@ -7,3 +7,5 @@ mod golden;
 mod model;
 mod random;
 mod refusals;
+mod scrub;
+mod upkeep;
