@@ -21,7 +21,14 @@ pub(crate) async fn serve(server: &Arc<Server>, operation: Operation) {
                 tracing::warn!(address, error, "answer an operator");
             }
         }
-        Ok(OperatorRequest::Points { .. } | OperatorRequest::ReadView { .. }) => {
+        Ok(
+            OperatorRequest::Points { .. }
+            | OperatorRequest::ReadView { .. }
+            | OperatorRequest::Pin { .. }
+            | OperatorRequest::Unpin { .. }
+            | OperatorRequest::DeletePoint { .. }
+            | OperatorRequest::Scrub { .. },
+        ) => {
             operation.refuse(
                 RefusalCode::BadRequest,
                 "recovery points are at the target servers; a process server has none and cannot read them",

@@ -1,6 +1,7 @@
 //! Asks the servers.
 
 use anyhow::Context;
+use block::GroupId;
 use control::{OperatorRequest, PointsReply, ServerStatus};
 use serde::de::DeserializeOwned;
 use wire::{Credentials, Operator, RefusalCode, Role, ViewReader, WireError};
@@ -46,6 +47,30 @@ impl Servers {
         Operator::stream(addr, Role::TargetServer, &self.credentials, &json)
             .await
             .map_err(|error| advise(Role::TargetServer, addr, error))
+    }
+
+    /// Asks the target server to change something.
+    pub(crate) async fn change<A: DeserializeOwned>(&self, request: &OperatorRequest) -> anyhow::Result<A> {
+        self.call(Role::TargetServer, request).await
+    }
+
+    /// The group that is meant: the one named, or the only one there is.
+    pub(crate) async fn one_group(&self, named: Option<GroupId>) -> anyhow::Result<control::TargetGroup> {
+        let ServerStatus::TargetServer(status) = self.status(Role::TargetServer).await? else {
+            anyhow::bail!("ask the target server how it is: a process server answered; look at operator.toml")
+        };
+        let mut groups =
+            status.groups.into_iter().filter(|group| named.is_none_or(|named| named == group.group));
+        match (groups.next(), groups.next(), named) {
+            (Some(group), None, _) => Ok(group),
+            (None, _, Some(named)) => anyhow::bail!("find group {named}: the target server does not keep it"),
+            (None, _, None) => anyhow::bail!("find the group: the target server keeps none"),
+            (Some(first), Some(second), _) => anyhow::bail!(
+                "find the group: the target server keeps {}, {} and maybe more; say which with --group ID",
+                first.group,
+                second.group
+            ),
+        }
     }
 
     async fn call<A: DeserializeOwned>(&self, role: Role, request: &OperatorRequest) -> anyhow::Result<A> {

@@ -348,6 +348,7 @@ mod tests {
             generation: Generation(1),
             volumes,
             points: Vec::new(),
+            omitted: 0,
         };
         let reply = PointsReply {
             groups: vec![

@@ -8,11 +8,18 @@ mod delivery;
 mod group;
 mod operate;
 mod refusal;
+mod retain;
 mod server;
+mod upkeep;
 mod view_hash;
 
-pub use config::{Config, ConfigError, DeviceConfig, GROUPS_MAX, GroupConfig, RetentionConfig, THREADS_MAX};
+pub use config::{
+    Config, ConfigError, DeviceConfig, GROUPS_MAX, GroupConfig, RetentionConfig, THREADS_MAX,
+    UPKEEP_RATE_MIN, UpkeepConfig,
+};
 pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
 pub use operate::{VIEW_CHUNK_BYTES, VIEWS_MAX, ViewEnd};
+pub use replica::parse_span;
+pub use retain::POINTS_LISTED_MAX;
 pub use server::{Handle, StartError, TargetServer, verify};
 pub use view_hash::ViewHash;

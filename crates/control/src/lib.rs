@@ -5,6 +5,7 @@
 
 mod agent;
 mod request;
+mod retain;
 mod state;
 mod status;
 
@@ -12,6 +13,7 @@ pub use agent::{
     AGENT_REQUEST_BYTES_MAX, AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint,
 };
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
+pub use retain::{DamagedRange, DeleteReply, PinInfo, PinReply, ScrubFinding, ScrubProgressInfo, ScrubReply};
 pub use state::{Severity, StateCode};
 pub use status::{
     AgentReport, CaptureMode, ProcessGroup, ProcessServerStatus, ServerStatus, TargetGroup, TargetLink,

@@ -122,7 +122,7 @@ pub enum ReplicaError {
     },
     /// No recovery point is kept for the epoch.
     #[error(
-        "look up recovery point {epoch} of {group:?}: there is none{}",
+        "there is no recovery point {epoch} of group {group}{}; `seawall points` lists them",
         nearest.map(|nearest| format!("; the nearest is {nearest}")).unwrap_or_default()
     )]
     NoSuchPoint {

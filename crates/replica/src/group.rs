@@ -227,6 +227,7 @@ impl GroupReplica {
         let state = State { floor, ..plan.state };
         writer.state_file.write(&state, &self.core.dir)?;
         self.publish(writer, state, delta, plan.images);
+        self.core.uncatalogued.fetch_add(usize::from(bytes.is_some()), Ordering::Relaxed);
         Ok(Applied {
             epoch: delta.stamp.epoch,
             written: delta.written(),

@@ -1,7 +1,7 @@
 use block::{ByteCount, GRANULE_BYTES};
 
 /// This crate's own tests have a few dozen epochs, and must come past these limits all the same.
-const fn small_in_tests(limit: usize, in_tests: usize) -> usize {
+pub(crate) const fn small_in_tests(limit: usize, in_tests: usize) -> usize {
     if cfg!(test) { in_tests } else { limit }
 }
 

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use block::{Epoch, Generation, GroupId, VolumeId};
 use durable::{OpenMode, REPLACE_SUFFIX, Storage, StorageFile};
@@ -24,7 +25,7 @@ use crate::layer::{Header, Layer, TEMPORARY_SUFFIX, file_name, for_each_run, par
 use crate::shared::{Core, Shared, image_path, layers_dir, spans_dir, volumes_dir};
 use crate::span::{self, Span};
 use crate::state::{State, StateFile};
-use crate::{Options, ReplicaError, pins};
+use crate::{Options, ReplicaError, catalogue, pins};
 
 /// What opening found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +107,10 @@ pub(crate) fn open(
         let problem = format!("it has {} undo layers before its first recovery point", files.len());
         return Err(ReplicaError::unusable(&layers, problem));
     }
-    let chain = read_chain(&*storage, &layers, &state, &files)?;
+    let mut known = catalogue::read(&*storage, dir, group, state.generation, state.applied)?;
+    let catalogued = known.len();
+    let chain = read_chain(&*storage, &layers, &state, &files, &mut known)?;
+    let uncatalogued = (chain.len() + known.len()).saturating_sub(catalogued - known.len());
     let kept: HashSet<(Epoch, Epoch)> = chain.iter().map(|layer| (layer.back(), layer.epoch())).collect();
     for (back, epoch) in files.iter().filter(|file| !kept.contains(file)) {
         remove(&*storage, layers.join(file_name(*back, *epoch)), &mut removed)?;
@@ -140,6 +144,7 @@ pub(crate) fn open(
     let newest_damaged = shared.layers.iter().rev().find(|layer| layer.damage().is_some()).cloned();
     shared.damaged = newest_damaged;
     let core = Core::new(storage, dir, group, lock, shared);
+    core.uncatalogued.store(uncatalogued, Ordering::Relaxed);
     Ok(Opened { core, state, state_file, report })
 }
 
@@ -245,6 +250,7 @@ fn read_chain(
     layers: &Path,
     state: &State,
     files: &[(Epoch, Epoch)],
+    known: &mut catalogue::Known,
 ) -> Result<Vec<Arc<Layer>>, ReplicaError> {
     let mut chain: Vec<Arc<Layer>> = Vec::new();
     let Some(generation) = state.generation.filter(|_| state.floor > Epoch::NONE) else { return Ok(chain) };
@@ -257,7 +263,7 @@ fn read_chain(
         // Where the next older one is, when this one cannot be told from.
         let mut back = files[..first].last().map_or(Epoch(state.floor.0 - 1), |(_, epoch)| *epoch);
         for (candidate, _) in candidates {
-            match open_layer(storage, layers, state, (*candidate, at))? {
+            match open_layer(storage, layers, state, (*candidate, at), known)? {
                 Ok(layer) => {
                     found = Some(layer);
                     break;
@@ -295,8 +301,14 @@ fn open_layer(
     layers: &Path,
     state: &State,
     (back, epoch): (Epoch, Epoch),
+    known: &mut catalogue::Known,
 ) -> Result<Result<Layer, String>, ReplicaError> {
-    match Layer::open(storage, &layers.join(file_name(back, epoch))) {
+    let path = layers.join(file_name(back, epoch));
+    let opened = match known.remove(&(back, epoch)) {
+        Some(header) => Ok(Layer::of_catalogue(header, path)),
+        None => Layer::open(storage, &path),
+    };
+    match opened {
         Ok(layer) => Ok(check_layer(&layer, state, back, epoch).map(|()| layer)),
         Err(ReplicaError::Corrupt { problem, .. }) => Ok(Err(problem)),
         Err(other) => Err(other),

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
 use block::{Epoch, Generation, GroupId, UnixNanos, VolumeId};
@@ -35,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) checksums: Mutex<Checksums>,
     /// One change of pins at a time.
     pub(crate) pinning: Mutex<()>,
+    /// Layers that were added or merged since the catalogue was written.
+    pub(crate) uncatalogued: AtomicUsize,
     /// One span at a time is built.
     pub(crate) building: Mutex<Builder>,
     /// By the file's serial number: a name of a span may come again.
@@ -99,6 +102,7 @@ impl Core {
             upkeep: Mutex::default(),
             checksums: Mutex::default(),
             pinning: Mutex::default(),
+            uncatalogued: AtomicUsize::new(0),
             building: Mutex::default(),
             handles: Recent::new(FILE_HANDLES_MAX),
             pages: Recent::new(INDEX_PAGES_MAX),
@@ -117,7 +121,9 @@ impl Core {
 
     /// A handle of a layer's file, one of a few kept open.
     pub(crate) fn handle(&self, layer: &Layer) -> Result<Arc<dyn StorageFile>, ReplicaError> {
-        self.open_file(layer.serial, &layer.path)
+        let file = self.open_file(layer.serial, &layer.path)?;
+        layer.check_unread(&*file)?;
+        Ok(file)
     }
 
     /// A handle of a span's file, one of a few kept open.

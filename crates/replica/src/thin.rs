@@ -28,6 +28,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use block::{ByteCount, Epoch};
 
@@ -38,7 +39,7 @@ use crate::policy::Candidate;
 use crate::shared::{Core, Shared};
 use crate::span::Span;
 use crate::state::State;
-use crate::{MERGE_LAYERS_MAX, Pace, ReplicaError, SPACE_WARNING_PERCENT};
+use crate::{MERGE_LAYERS_MAX, Pace, ReplicaError, SPACE_WARNING_PERCENT, catalogue};
 
 /// What one step of work in the background did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub enum Maintained {
     Span,
     /// Brought the checksums of the images up to date.
     Checksums,
+    /// Wrote what is known of layers into one file, by which the replica opens fast.
+    Catalogue,
     /// Points at the old end went.
     Dropped {
         /// The oldest point now.
@@ -98,6 +101,9 @@ impl GroupReplica {
         }
         if self.update_checksums(false, pace)? {
             return Ok(Maintained::Checksums);
+        }
+        if self.write_catalogue()? {
+            return Ok(Maintained::Catalogue);
         }
         let _upkeep = self.core.upkeep.lock();
         let expired = self.expire_pins()?;
@@ -210,6 +216,25 @@ impl GroupReplica {
         points.iter().enumerate().map(why).collect()
     }
 
+    fn write_catalogue(&self) -> Result<bool, ReplicaError> {
+        let core = &*self.core;
+        let changes = core.uncatalogued.load(Ordering::Relaxed);
+        let (generation, layers) = {
+            let shared = core.shared.read();
+            let Some(generation) =
+                shared.generation.filter(|_| catalogue::is_due(shared.layers.len(), changes))
+            else {
+                return Ok(false);
+            };
+            // What is being applied may be taken back.
+            let applied = shared.layers.iter().filter(|layer| layer.epoch() <= shared.applied);
+            (generation, applied.cloned().collect::<Vec<_>>())
+        };
+        catalogue::write(&*core.storage, &core.dir, core.group, generation, &layers)?;
+        core.uncatalogued.fetch_sub(changes, Ordering::Relaxed);
+        Ok(true)
+    }
+
     fn candidates(&self) -> Vec<Candidate> {
         let shared = self.core.shared.read();
         let candidate = |layer: &Arc<Layer>| {
@@ -319,6 +344,7 @@ impl GroupReplica {
                 tracing::warn!(path = %layer.path.display(), %error, "remove merged undo layer; opening does it");
             }
         }
+        core.uncatalogued.fetch_add(layers.len(), Ordering::Relaxed);
         core.remove_useless_spans();
         Ok(Maintained::Thinned { layers: layers.len(), before, after })
     }

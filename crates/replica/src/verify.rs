@@ -10,7 +10,7 @@ use crate::layer::{Layer, file_name};
 use crate::recover::{check_layer, layer_files, lock};
 use crate::shared::{layers_dir, spans_dir};
 use crate::state::{State, StateFile};
-use crate::{Pace, Place, ReplicaError, pins, shared, span, sums};
+use crate::{Pace, Place, ReplicaError, catalogue, pins, shared, span, sums};
 
 /// What was found in a replica's directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,6 +125,15 @@ pub fn verify(storage: &dyn Storage, dir: &Path) -> Result<Report, ReplicaError>
         report.problems.push(error.to_string());
     }
     spans(storage, dir, &mut report)?;
+    if storage.exists(&catalogue::path(dir)).context("look for", &catalogue::path(dir))? {
+        match catalogue::check(storage, dir, state.group, state.generation) {
+            Ok(()) => {}
+            Err(ReplicaError::Corrupt { path, problem }) => {
+                report.notes.push(format!("{}: {problem}; it is derived and made again", path.display()));
+            }
+            Err(other) => return Err(other),
+        }
+    }
     for volume in &state.volumes {
         let path = sums::path(dir, volume.info.id);
         if !storage.exists(&path).context("look for", &path)? {

@@ -24,6 +24,7 @@ const VERSION: u32 = 3;
 const VERSION_MIN: u32 = 2;
 pub(crate) const HEADER_BYTES: usize = 128;
 const VOLUME_BYTES: usize = 304;
+const ENTRIES_AT: usize = 24;
 const GONE_AT: usize = 38;
 const NAME_AT: usize = 48;
 const _: () = assert!(NAME_AT + NAME_BYTES_MAX <= VOLUME_BYTES);
@@ -174,6 +175,35 @@ impl Header {
         file.read_exact_at(&mut table, HEADER_BYTES as u64).context("read undo layer volumes", path)?;
         let (table, note) = table.split_at(volumes * VOLUME_BYTES);
         decode(&head, table, note).map_err(corrupt)
+    }
+
+    /// Of a header alone.
+    pub(crate) const HEAD_BYTES: usize = HEADER_BYTES;
+    /// Of a row of the volume table.
+    pub(crate) const ROW_BYTES: usize = VOLUME_BYTES;
+
+    /// A volume table with the numbers of entries left out.
+    pub(crate) fn table_without_entries(table: &[u8]) -> Vec<u8> {
+        let mut table = table.to_vec();
+        table.chunks_exact_mut(VOLUME_BYTES).for_each(|row| row[ENTRIES_AT..ENTRIES_AT + 8].fill(0));
+        table
+    }
+
+    /// Of what an encoded header consists of: the numbers of entries are put into the table.
+    pub(crate) fn of_parts(
+        head: &[u8; HEADER_BYTES],
+        table: &mut [u8],
+        entries: &[u8],
+        note: &[u8],
+    ) -> Result<Header, String> {
+        let rows = table.chunks_exact_mut(VOLUME_BYTES).zip(entries.chunks_exact(8));
+        rows.for_each(|(row, entries)| put(row, ENTRIES_AT, entries));
+        // The file's length is what it says; it is compared when the file is opened.
+        let (volumes, note_bytes) = check_head(head, get_u64(head, 96))?;
+        if (volumes * VOLUME_BYTES, note_bytes) != (table.len(), note.len()) {
+            return Err("a layer's header does not fit its volumes or note".to_owned());
+        }
+        decode(head, table, note)
     }
 
     /// What stands for a layer whose header cannot be read.

@@ -115,6 +115,7 @@ pub(crate) fn merge(
     let mut inputs = Vec::with_capacity(layers.len());
     for layer in layers {
         let file = storage.open(&layer.path, OpenMode::Read).context("open undo layer", &layer.path)?;
+        layer.check_unread(&*file)?;
         inputs.push(Input { layer, file, window: Vec::new(), window_at: 0 });
     }
     let Some(header) = plan(&inputs, first.back(), &last.header.meta)? else { return Ok(None) };

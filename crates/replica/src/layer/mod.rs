@@ -18,7 +18,7 @@ mod run;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use block::{ByteCount, Epoch, VolumeId};
@@ -51,6 +51,8 @@ pub(crate) struct Layer {
     pub(crate) header: Header,
     pub(crate) path: PathBuf,
     pub(crate) serial: u64,
+    /// The header was taken from the catalogue, and not compared with the file yet.
+    unread: AtomicBool,
     /// What is wrong with it. Nothing can be read through it, so points before it cannot be viewed.
     damage: OnceLock<String>,
 }
@@ -65,7 +67,23 @@ impl Layer {
     }
 
     pub(crate) fn new(header: Header, path: PathBuf) -> Layer {
-        Layer { header, path, serial: next_serial(), damage: OnceLock::new() }
+        Layer { header, path, serial: next_serial(), unread: AtomicBool::new(false), damage: OnceLock::new() }
+    }
+
+    /// One whose header the catalogue knows.
+    pub(crate) fn of_catalogue(header: Header, path: PathBuf) -> Layer {
+        Layer { unread: AtomicBool::new(true), ..Layer::new(header, path) }
+    }
+
+    /// Compares the header with the file's, when that was not done yet.
+    pub(crate) fn check_unread(&self, file: &dyn StorageFile) -> Result<(), ReplicaError> {
+        if self.unread.load(Ordering::Relaxed) {
+            if Header::read(file, &self.path)? != self.header {
+                return Err(ReplicaError::corrupt(&self.path, "its header is not the one that it had"));
+            }
+            self.unread.store(false, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
