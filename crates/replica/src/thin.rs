@@ -311,7 +311,7 @@ impl GroupReplica {
     }
 
     /// Merges successive layers and lets their points but the last go. [`Maintained::Nothing`] when one of them may not go any more.
-    fn merge(&self, layers: &[Arc<Layer>], pace: &Pace) -> Result<Maintained, ReplicaError> {
+    pub(crate) fn merge(&self, layers: &[Arc<Layer>], pace: &Pace) -> Result<Maintained, ReplicaError> {
         let core = &*self.core;
         let Some(merged) = merge(&*core.storage, &core.layers_dir(), layers, pace)? else {
             return Ok(Maintained::Nothing);
