@@ -84,11 +84,14 @@ fn read_view(replica: &GroupReplica, point: Epoch) -> Duration {
     start.elapsed()
 }
 
+/// Where the replicas lie: SEAWALL_BENCH_DIR, such as a file system in memory for a long history, or the target directory.
+fn dir() -> anyhow::Result<tempfile::TempDir> {
+    let dir = std::env::var_os("SEAWALL_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into());
+    Ok(tempfile::tempdir_in(dir)?)
+}
+
 fn main() -> anyhow::Result<()> {
-    let (short, long) = (
-        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?,
-        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?,
-    );
+    let (short, long) = (dir()?, dir()?);
     let few = history(short.path(), FEW)?;
     settle(&few)?;
     let epochs = epochs();

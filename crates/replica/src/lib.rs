@@ -6,6 +6,7 @@
 //! <data>/<group id>/layers/<epoch>-<epoch>.layer   the same of several epochs, back to the second
 //! <data>/<group id>/spans/<first>-<last>.span      which of several epochs overwrote what first; derived
 //! <data>/<group id>/catalogue                      what the layers' headers say; derived
+//! <data>/<group id>/damaged                        blocks of images that scrubbing found damaged
 //! <data>/<group id>/pins                           points that do not go
 //! <data>/<group id>/checksums                      as of which epoch the following are; derived
 //! <data>/<group id>/volumes/<volume id>/checksums  of the image's blocks; derived
@@ -15,6 +16,7 @@
 //! A volume's image may be a block device that the operator names instead. The list of recovery points *is* the list
 //! of layer files, so the two cannot disagree. Everything on disk goes through [`durable::Storage`].
 
+mod bad;
 mod bytes;
 mod catalogue;
 mod delta;

@@ -46,6 +46,8 @@ pub const POINTS_MAX: usize = 262_144;
 pub const CHECKSUM_EPOCHS: u64 = 16;
 /// Read at once of an image that is scrubbed.
 pub const SCRUB_CHUNK_BYTES: ByteCount = ByteCount::mib(1);
+/// Damaged blocks of one image that are listed. Where there are more, all behind them count as damaged.
+pub const BAD_BLOCKS_MAX: usize = 65_536;
 /// Points of one group that are pinned. More are refused.
 pub const PINS_MAX: usize = 1024;
 /// The largest layer file that is kept to be written over after it was dropped. A larger one is removed, and so is any

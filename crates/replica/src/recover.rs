@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use block::{Epoch, Generation, GroupId, VolumeId};
 use durable::{OpenMode, REPLACE_SUFFIX, Storage, StorageFile};
 
+use crate::bad::{self, BadByVolume};
 use crate::error::Context;
 use crate::image::{DataCursor, Image, Place};
 use crate::layer::{Header, Layer, TEMPORARY_SUFFIX, file_name, for_each_run, parse_file_name};
@@ -139,6 +140,7 @@ pub(crate) fn open(
         images,
         volumes: state.volumes.clone(),
         pins: pins::read(&*storage, dir, group)?,
+        bad_blocks: bad_blocks(&*storage, dir, group)?,
         ..Shared::default()
     };
     let newest_damaged = shared.layers.iter().rev().find(|layer| layer.damage().is_some()).cloned();
@@ -312,6 +314,17 @@ fn open_layer(
         Ok(layer) => Ok(check_layer(&layer, state, back, epoch).map(|()| layer)),
         Err(ReplicaError::Corrupt { problem, .. }) => Ok(Err(problem)),
         Err(other) => Err(other),
+    }
+}
+
+/// What scrubbing found damaged. Without it, the next scrub finds it again.
+fn bad_blocks(storage: &dyn Storage, dir: &Path, group: GroupId) -> Result<BadByVolume, ReplicaError> {
+    match bad::read(storage, dir, group) {
+        Err(error @ ReplicaError::Corrupt { .. }) => {
+            tracing::error!(%error, "the list of damaged blocks is not known; scrub the replica");
+            Ok(BadByVolume::new())
+        }
+        other => other,
     }
 }
 

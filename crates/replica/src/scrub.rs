@@ -8,12 +8,12 @@
 //! A block is whole again when an epoch has written all of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use block::{BLOCK_BYTES, ByteCount, ByteOffset, Epoch, Extent, SECTOR_BYTES, VolumeId};
 
+use crate::bad::BadBlocks;
 use crate::group::GroupReplica;
 use crate::layer::{Entry, Layer};
 use crate::segment::joined;
@@ -22,7 +22,7 @@ use crate::sums::{Sums, SumsRecord, sum};
 use crate::sweep::Sweep;
 use crate::tree::{Cursor, Record};
 use crate::view::View;
-use crate::{CHECKSUM_EPOCHS, Pace, ReplicaError, SCRUB_CHUNK_BYTES, SPAN_LEVELS};
+use crate::{BAD_BLOCKS_MAX, CHECKSUM_EPOCHS, Pace, ReplicaError, SCRUB_CHUNK_BYTES, SPAN_LEVELS};
 
 /// Damaged blocks of which it is looked up what points they concern. More concern all points.
 const BLOCKS_TRACED_MAX: usize = 64;
@@ -142,6 +142,7 @@ impl Checksums {
         let sums = self.volume(core, volume, false)?;
         let mut buffer = vec![0; SCRUB_CHUNK_BYTES.0 as usize];
         let mut next = 0;
+        let mut healed = false;
         for segment in joined(Sweep::new(lists), u64::MAX) {
             let segment = segment?;
             // Several segments may lie in one block.
@@ -161,31 +162,33 @@ impl Checksums {
                 let whole = segment.offset().div_ceil(BLOCK_BYTES)..segment.end_offset() / BLOCK_BYTES;
                 for content in data.chunks(BLOCK_BYTES as usize) {
                     // A damaged block keeps the checksum that tells so, unless all of it was written since.
-                    if core.is_whole_again(volume, block, &whole) {
-                        sums.set(block, sum(content))?;
+                    match core.is_bad(volume, block) {
+                        true if whole.contains(&block) && core.is_whole_again(volume, block) => healed = true,
+                        true => {
+                            block += 1;
+                            continue;
+                        }
+                        false => {}
                     }
+                    sums.set(block, sum(content))?;
                     block += 1;
                 }
             }
         }
-        sums.sync()
+        sums.sync()?;
+        // Only now: before, a crash would bring back the old checksum of a block that is not in the list any more.
+        if healed { core.save_bad_blocks() } else { Ok(()) }
     }
 }
 
 impl Core {
-    /// Whether a block is not known to be damaged, or is not any more, now that these were written.
-    fn is_whole_again(&self, volume: VolumeId, block: u64, written: &Range<u64>) -> bool {
-        let bad = |shared: &Shared| shared.bad_blocks.get(&volume).is_some_and(|bad| bad.contains(&block));
-        if !bad(&self.shared.read()) {
-            return true;
-        }
-        if written.contains(&block)
-            && let Some(bad) = self.shared.write().bad_blocks.get_mut(&volume)
-        {
-            bad.remove(&block);
-            return true;
-        }
-        false
+    fn is_bad(&self, volume: VolumeId, block: u64) -> bool {
+        self.shared.read().bad_blocks.get(&volume).is_some_and(|bad| bad.contains(block))
+    }
+
+    /// Takes a block that was written from the list; `false` when it is one of too many to list.
+    fn is_whole_again(&self, volume: VolumeId, block: u64) -> bool {
+        self.shared.write().bad_blocks.get_mut(&volume).is_none_or(|bad| bad.remove(block))
     }
 }
 
@@ -320,11 +323,12 @@ impl GroupReplica {
         report: &mut ScrubReport,
         progress: &dyn Fn(ByteCount),
     ) -> Result<(), ReplicaError> {
-        let mut bad: BTreeSet<u64> = BTreeSet::new();
+        let mut bad = BadBlocks::default();
         let mut buffer = vec![0; SCRUB_CHUNK_BYTES.0 as usize];
         let mut view: Option<View> = None;
         let mut at = 0;
-        loop {
+        let mut too_many = false;
+        while !too_many {
             // In the hands of one: else checksums could be brought to another epoch between reading and comparing.
             let mut checksums = self.core.checksums.lock();
             let Some(epoch) =
@@ -368,7 +372,7 @@ impl GroupReplica {
                         report.new_checksums += ByteCount(content.len() as u64);
                     }
                     expected if expected != sum(content) => {
-                        bad.insert(block);
+                        too_many |= !bad.push(block);
                     }
                     _ => {}
                 }
@@ -391,41 +395,53 @@ impl GroupReplica {
     fn report_bad(
         &self,
         volume: VolumeId,
-        mut bad: BTreeSet<u64>,
+        found: BadBlocks,
         report: &mut ScrubReport,
     ) -> Result<(), ReplicaError> {
-        let path = {
+        let (path, bad, size) = {
             let mut checksums = self.core.checksums.lock();
             checksums.catch_up(&self.core, &Pace::unbounded())?;
             let epoch = checksums.record.as_ref().map_or(Epoch::NONE, |record| record.epoch);
             let view = View::at(&self.core, volume, epoch, |shared, epoch| epoch <= shared.applied)?;
             let sums = checksums.volume(&self.core, volume, false)?;
-            let mut again = BTreeSet::new();
-            for block in std::mem::take(&mut bad) {
+            let mut bad = found.without_listed();
+            for block in found.listed() {
                 // It may have been written since it was compared.
                 let length = (view.size().0 - block * BLOCK_BYTES).min(BLOCK_BYTES);
                 let mut content = vec![0; length as usize];
                 view.read_unchecked(&mut content, ByteOffset(block * BLOCK_BYTES))?;
                 if sums.get(block)? != sum(&content) {
-                    again.insert(block);
+                    bad.push(block);
                 }
             }
-            bad = again;
             let mut shared = self.core.shared.write();
-            shared.bad_blocks.insert(volume, bad.clone());
-            shared.images.get(&volume).map(|image| image.path.clone()).unwrap_or_default()
+            match bad.is_empty() {
+                true => shared.bad_blocks.remove(&volume),
+                false => shared.bad_blocks.insert(volume, bad.clone()),
+            };
+            let path = shared.images.get(&volume).map(|image| image.path.clone()).unwrap_or_default();
+            (path, bad, view.size())
         };
+        self.core.save_bad_blocks()?;
         if bad.is_empty() {
             return Ok(());
         }
         // A point before the newest layer that holds a bad block has the block's content from layers.
-        let mut from = if bad.len() > BLOCKS_TRACED_MAX { Epoch::NONE } else { Epoch(u64::MAX) };
-        for block in bad.iter().take(BLOCKS_TRACED_MAX) {
-            from = from.min(self.last_write(volume, *block)?);
+        let listed = bad.listed();
+        let many = bad.is_too_many() || listed.len() > BLOCKS_TRACED_MAX;
+        let mut from = if many { Epoch::NONE } else { Epoch(u64::MAX) };
+        for block in listed.take(BLOCKS_TRACED_MAX) {
+            from = from.min(self.last_write(volume, block)?);
         }
         let shared = self.core.shared.read();
-        let problem = format!("{} blocks of {BLOCK_BYTES} bytes are not what was written", bad.len());
-        let blocks = Some((volume, extents(&bad)));
+        let problem = match bad.is_too_many() {
+            false => format!("{} blocks of {BLOCK_BYTES} bytes are not what was written", bad.listed().len()),
+            true => format!(
+                "more than {BAD_BLOCKS_MAX} blocks of {BLOCK_BYTES} bytes are not what was written; from there on it was not \
+                 compared, and counts as damaged"
+            ),
+        };
+        let blocks = Some((volume, bad.extents(size)));
         report.findings.push(finding(&shared, path, problem, blocks, |point| point >= from));
         Ok(())
     }
@@ -459,23 +475,10 @@ impl GroupReplica {
 
     /// The parts of a volume's image that are known to be damaged. A resync of these repairs them.
     pub fn damaged_blocks(&self, volume: VolumeId) -> Vec<Extent> {
-        self.core.shared.read().bad_blocks.get(&volume).map(extents).unwrap_or_default()
+        let shared = self.core.shared.read();
+        let size = shared.volumes.iter().find(|known| known.info.id == volume).map(|known| known.info.size);
+        shared.bad_blocks.get(&volume).map(|bad| bad.extents(size.unwrap_or_default())).unwrap_or_default()
     }
-}
-
-fn extents(blocks: &BTreeSet<u64>) -> Vec<Extent> {
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    for block in blocks {
-        match ranges.last_mut() {
-            Some(last) if last.end == *block => last.end += 1,
-            _ => ranges.push(*block..block + 1),
-        }
-    }
-    let extent = |range: Range<u64>| {
-        let length = ByteCount((range.end - range.start) * BLOCK_BYTES);
-        Extent::new(ByteOffset(range.start * BLOCK_BYTES), length).expect("not empty")
-    };
-    ranges.into_iter().map(extent).collect()
 }
 
 fn finding(

@@ -3,7 +3,7 @@
 //! Lock order: [`Core::upkeep`], [`Core::checksums`], [`Core::pinning`], the writer's, a view's, [`Core::building`], [`Shared`]. [`Shared`] is never held
 //! across I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
@@ -12,6 +12,7 @@ use block::{Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use durable::{OpenMode, Storage, StorageFile};
 use parking_lot::{Mutex, RwLock};
 
+use crate::bad::{self, BadByVolume};
 use crate::error::Context;
 use crate::image::Image;
 use crate::layer::Layer;
@@ -74,7 +75,7 @@ pub(crate) struct Shared {
     /// Points of epochs after the first and before the second are about to go, and are offered no more.
     pub(crate) going: Option<(Epoch, Epoch)>,
     /// Blocks of images that are known to be damaged.
-    pub(crate) bad_blocks: HashMap<VolumeId, BTreeSet<u64>>,
+    pub(crate) bad_blocks: BadByVolume,
     /// The newest layer that is damaged: points before it cannot be viewed.
     pub(crate) damaged: Option<Arc<Layer>>,
 }
@@ -224,6 +225,12 @@ impl Core {
         };
         self.remove_spans(&found);
         true
+    }
+
+    /// Makes the list of damaged blocks durable.
+    pub(crate) fn save_bad_blocks(&self) -> Result<(), ReplicaError> {
+        let bad = self.shared.read().bad_blocks.clone();
+        bad::write(&*self.storage, &self.dir, self.group, &bad)
     }
 
     /// Takes spans out of the list and removes their files.

@@ -10,7 +10,7 @@ use crate::layer::{Layer, file_name};
 use crate::recover::{check_layer, layer_files, lock};
 use crate::shared::{layers_dir, spans_dir};
 use crate::state::{State, StateFile};
-use crate::{Pace, Place, ReplicaError, catalogue, pins, shared, span, sums};
+use crate::{Pace, Place, ReplicaError, bad, catalogue, pins, shared, span, sums};
 
 /// What was found in a replica's directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,6 +120,9 @@ pub fn verify(storage: &dyn Storage, dir: &Path) -> Result<Report, ReplicaError>
                 expected = older;
             }
         }
+    }
+    if let Err(error) = bad::read(storage, dir, state.group) {
+        report.problems.push(format!("{error}; the next scrub makes it again"));
     }
     if let Err(error) = pins::read(storage, dir, state.group) {
         report.problems.push(error.to_string());

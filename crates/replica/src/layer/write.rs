@@ -1,6 +1,5 @@
 //! Writing a layer.
 
-use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use durable::{OpenMode, Storage, StorageFile};
 
 use super::format::{self, Header, Meta};
 use super::{Entry, Layer, TEMPORARY_SUFFIX};
+use crate::bad::BadBlocks;
 use crate::bytes::is_zero;
 use crate::error::Context;
 use crate::image::{DataCursor, Image, Segment};
@@ -108,12 +108,12 @@ impl<'a> LayerWriter<'a> {
         range: Range<u64>,
         image: &Image,
         cursor: &mut DataCursor,
-        bad_blocks: Option<&BTreeSet<u64>>,
+        bad_blocks: Option<&BadBlocks>,
     ) -> Result<(), ReplicaError> {
         debug_assert!(volume >= self.volume, "volumes come in order");
         self.volume = volume;
         let mut at = range.start;
-        for block in bad_blocks.into_iter().flat_map(|bad| bad.range(blocks(&range))) {
+        for block in bad_blocks.into_iter().flat_map(|bad| bad.within(blocks(&range))) {
             let (start, end) = ((block * BLOCK_BYTES).max(at), ((block + 1) * BLOCK_BYTES).min(range.end));
             self.keep_sound(at..start, image, cursor)?;
             self.keep_bad(start..end, image)?;

@@ -65,7 +65,7 @@ fn what_is_sound_is_sound() {
 #[test]
 fn a_flipped_bit_in_an_image_is_found_and_costs_that_block_alone() {
     let storage = CrashStorage::new();
-    let (replica, mut model, mut steps) = filled(&storage, 6);
+    let (mut replica, mut model, mut steps) = filled(&storage, 6);
     scrub(&replica);
     for _ in 0..3 {
         model.step(&steps.step(Consistency::Crash, &SECTORS, 4, 20)).apply(&replica).unwrap();
@@ -106,6 +106,14 @@ fn a_flipped_bit_in_an_image_is_found_and_costs_that_block_alone() {
             assert!(rest == content[(block as usize + 1) * 4096..]);
         }
         assert!(refused > 0 && refused + right == model.points.len());
+        // That survives.
+        let path = dir().join("damaged");
+        assert_eq!(
+            crate::bad::read(&storage, &dir(), super::model::GROUP).unwrap().len(),
+            1,
+            "{}",
+            path.display()
+        );
         // A part of it is written: it stays bad. All of it is: it is mended.
         for (sectors, bad) in [(3, 1), (8, 0)] {
             let write = Write { volume: 0, sector: block * 8, sectors, fill: Fill::Noise(block + 1000) };

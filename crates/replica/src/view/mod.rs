@@ -303,7 +303,7 @@ impl View {
         let Some(bad) = shared.bad_blocks.get(&self.volume).filter(|bad| !bad.is_empty()) else {
             return Ok(());
         };
-        match gaps.iter().find_map(|gap| bad.range(blocks(gap)).next()) {
+        match gaps.iter().find_map(|gap| bad.within(blocks(gap)).next()) {
             None => Ok(()),
             Some(block) => Err(ReplicaError::DamagedImage {
                 path: self.image.path.clone(),
