@@ -107,13 +107,10 @@ fn a_flipped_bit_in_an_image_is_found_and_costs_that_block_alone() {
         }
         assert!(refused > 0 && refused + right == model.points.len());
         // That survives.
-        let path = dir().join("damaged");
-        assert_eq!(
-            crate::bad::read(&storage, &dir(), super::model::GROUP).unwrap().len(),
-            1,
-            "{}",
-            path.display()
-        );
+        let extents = extents.clone();
+        drop(replica);
+        replica = open(&storage, 1000).unwrap().0;
+        assert_eq!(replica.damaged_blocks(volume_id(0)), extents);
         // A part of it is written: it stays bad. All of it is: it is mended.
         for (sectors, bad) in [(3, 1), (8, 0)] {
             let write = Write { volume: 0, sector: block * 8, sectors, fill: Fill::Noise(block + 1000) };
