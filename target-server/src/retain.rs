@@ -154,15 +154,22 @@ pub(crate) async fn scrub(
     let working = tokio::task::spawn_blocking(work);
     let mut writer = operation.stream(&json(&ScrubProgressInfo::default())).await?;
     let mut sent = 0;
+    let mut gone = None;
     while told.changed().await.is_ok() {
         let progress = *told.borrow_and_update();
         let progress = ScrubProgressInfo { done_bytes: progress.done, total_bytes: progress.total };
         let line = Bytes::from(json(&progress));
         let length = line.len() as u64;
-        writer.data(ByteOffset(sent), line).await?;
+        // Whoever asked may have gone; what is found is told in the status then.
+        if gone.is_none()
+            && let Err(error) = writer.data(ByteOffset(sent), line).await
+        {
+            gone = Some(error);
+        }
         sent += length;
     }
     match working.await.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string()))) {
+        Ok(_) if let Some(gone) = gone => Err(gone),
         Ok(report) => writer.finish(&json(&scrub_reply(id, &replica, report))).await,
         Err(refusal) => {
             writer.refuse(refusal.code, &refusal.message);

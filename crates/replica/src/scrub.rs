@@ -88,11 +88,12 @@ impl Checksums {
 
     /// Brings all checksums to the applied epoch; `false` when they are, or there is nothing to know yet.
     pub(crate) fn catch_up(&mut self, core: &Arc<Core>, pace: &Pace) -> Result<bool, ReplicaError> {
-        let (generation, applied, first, volumes) = {
+        let (generation, applied, first, volumes, damaged) = {
             let shared = core.shared.read();
             let first = shared.layers.front().map(|layer| layer.back());
             let volumes: Vec<VolumeId> = shared.volumes.iter().map(|volume| volume.info.id).collect();
-            (shared.generation, shared.applied, first, volumes)
+            let damaged = shared.damaged.as_ref().map_or(Epoch::NONE, |layer| layer.epoch());
+            (shared.generation, shared.applied, first, volumes, damaged)
         };
         let (Some(generation), Some(first)) = (generation, first) else { return Ok(false) };
         if self.record.is_none() {
@@ -103,8 +104,8 @@ impl Checksums {
             return Ok(false);
         }
         self.sound = false;
-        // What changed since is told by layers, as long as there are those.
-        let since = known.filter(|known| *known >= first && *known <= applied);
+        // What changed since is told by layers, as long as there are those, and sound ones.
+        let since = known.filter(|known| *known >= first.max(damaged) && *known <= applied);
         for volume in volumes {
             match since {
                 None => self.volume(core, volume, true)?.sync()?,

@@ -252,6 +252,15 @@ impl Core {
         }
     }
 
+    /// Takes note that a layer, if that is what the path is of, cannot be read; so that work in the background goes round it.
+    pub(crate) fn note_damage(&self, path: &Path, problem: &str) {
+        let mut shared = self.shared.write();
+        let Some(layer) = shared.layers.iter().find(|layer| layer.path == path).cloned() else { return };
+        tracing::error!(path = %path.display(), problem, "undo layer is damaged: points before it cannot be viewed");
+        layer.mark_damaged(problem);
+        shared.note_damage(&layer);
+    }
+
     pub(crate) fn poison(&self, reason: String) {
         // The first failure is the one to mend.
         let _ = self.poison.set(reason);

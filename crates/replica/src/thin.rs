@@ -96,6 +96,14 @@ impl GroupReplica {
     /// When storage fails, a layer is damaged, or the pace says stop. It may be tried again; the replica is not poisoned, unless its
     /// state could not be written.
     pub fn maintain(&self, pace: &Pace) -> Result<Maintained, ReplicaError> {
+        let outcome = self.maintain_once(pace);
+        if let Err(ReplicaError::Corrupt { path, problem }) = &outcome {
+            self.core.note_damage(path, problem);
+        }
+        outcome
+    }
+
+    fn maintain_once(&self, pace: &Pace) -> Result<Maintained, ReplicaError> {
         if self.core.build_span(pace)? {
             return Ok(Maintained::Span);
         }

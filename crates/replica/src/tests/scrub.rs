@@ -185,6 +185,44 @@ fn a_flipped_bit_in_a_layer_is_found_and_costs_the_points_before_it() {
     }
 }
 
+/// The index of a layer rots before what it says was taken into account. Work in the background says so, and goes on; nothing that is
+/// sound is accused.
+#[test]
+fn a_damaged_layer_does_not_stop_upkeep() {
+    let storage = CrashStorage::new();
+    let (replica, mut model, mut steps) = filled(&storage, 3);
+    scrub(&replica);
+    for _ in 0..20 {
+        model.step(&steps.step(Consistency::Crash, &SECTORS, 4, 20)).apply(&replica).unwrap();
+    }
+    let path = layers_dir(&dir()).join(crate::layer::file_name(Epoch(14), Epoch(15)));
+    let length = storage.open(&path, OpenMode::Read).unwrap().len().unwrap();
+    flip(&storage, &path, length - 10);
+    let mut errors = Vec::new();
+    loop {
+        match replica.maintain(&Pace::unbounded()) {
+            Ok(Maintained::Nothing) => break,
+            Ok(_) => {}
+            Err(error) => errors.push(error.to_string()),
+        }
+        assert!(errors.len() < 3, "{errors:?}");
+    }
+    assert!(errors.iter().all(|error| error.contains("00000000000000000015.layer")), "{errors:?}");
+    let report = scrub(&replica);
+    assert_eq!(report.findings.iter().map(|found| &found.path).collect::<Vec<_>>(), [&path]);
+    for _ in 0..20 {
+        model.step(&steps.step(Consistency::Crash, &SECTORS, 4, 20)).apply(&replica).unwrap();
+        replica.maintain(&Pace::unbounded()).unwrap();
+    }
+    assert_eq!(scrub(&replica).findings.len(), 1);
+    for point in replica.points() {
+        assert_eq!(point.unusable.is_some(), point.epoch.0 < 15);
+        if point.unusable.is_none() {
+            check_view(&replica.view(volume_id(0), point.epoch).unwrap(), &model.points[&point.epoch].1[0]);
+        }
+    }
+}
+
 /// Checksums that rotted are not taken for a damaged image.
 #[test]
 fn damaged_checksums_are_made_again() {
