@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use block::GroupId;
 use control::{
     ExportInfo, ExportPlace, ExportRequest, ExportsReply, OperatorRequest, PointsReply, ServerStatus,
 };
@@ -83,6 +84,30 @@ impl Servers {
 
     pub(crate) async fn stop_export(&self, id: u64) -> anyhow::Result<ExportsReply> {
         self.call(Role::TargetServer, &OperatorRequest::StopExport { id }).await
+    }
+
+    /// Asks the target server to change something.
+    pub(crate) async fn change<A: DeserializeOwned>(&self, request: &OperatorRequest) -> anyhow::Result<A> {
+        self.call(Role::TargetServer, request).await
+    }
+
+    /// The group that is meant: the one named, or the only one there is.
+    pub(crate) async fn one_group(&self, named: Option<GroupId>) -> anyhow::Result<control::TargetGroup> {
+        let ServerStatus::TargetServer(status) = self.status(Role::TargetServer).await? else {
+            anyhow::bail!("ask the target server how it is: a process server answered; look at operator.toml")
+        };
+        let mut groups =
+            status.groups.into_iter().filter(|group| named.is_none_or(|named| named == group.group));
+        match (groups.next(), groups.next(), named) {
+            (Some(group), None, _) => Ok(group),
+            (None, _, Some(named)) => anyhow::bail!("find group {named}: the target server does not keep it"),
+            (None, _, None) => anyhow::bail!("find the group: the target server keeps none"),
+            (Some(first), Some(second), _) => anyhow::bail!(
+                "find the group: the target server keeps {}, {} and maybe more; say which with --group ID",
+                first.group,
+                second.group
+            ),
+        }
     }
 
     async fn call<A: DeserializeOwned>(&self, role: Role, request: &OperatorRequest) -> anyhow::Result<A> {

@@ -57,10 +57,18 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// List the recovery points
     Points(PointsOptions),
-    /// Take a recovery point: ask the agent of this machine
+    /// Take a recovery point (ask the agent of this machine), or delete one (at the target)
     Point(PointOptions),
     /// Compare disks with their replicas, and send what differs: ask the agent of this machine
     Resync(ResyncOptions),
+    /// Keep a recovery point whatever retention says
+    Pin(PinOptions),
+    /// Leave a pinned recovery point to retention again
+    Unpin(UnpinOptions),
+    /// Compare everything that the target holds with its checksums, while it runs
+    Scrub(ScrubOptions),
+    /// Check every checksum of the servers' files on this machine, while they do not run
+    Verify(VerifyOptions),
     /// Write a volume as it was at a recovery point to a file or a device
     Restore(RestoreOptions),
     /// Serve volumes as they were at a recovery point to other programs, over NBD
@@ -90,6 +98,11 @@ impl Command {
             Command::Files(options) => options.common().json,
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Resync(options) => options.json,
+            Command::Point(PointOptions { command: PointCommand::Delete(options) }) => options.json,
+            Command::Pin(options) => options.json,
+            Command::Unpin(options) => options.json,
+            Command::Scrub(options) => options.json,
+            Command::Verify(options) => options.json,
             Command::Demo(options) => options.json,
             Command::Init(_) | Command::Run(_) | Command::FilesInside { .. } | Command::Boot(_) => false,
         }
@@ -195,8 +208,9 @@ pub(crate) struct PointsOptions {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  seawall point now --consistency application --label 'before the upgrade'")]
+#[command(after_help = "Examples:
+  seawall point now --consistency application --label 'before the upgrade'
+  seawall point delete 1207")]
 pub(crate) struct PointOptions {
     #[command(subcommand)]
     pub(crate) command: PointCommand,
@@ -216,6 +230,116 @@ said and kept with it.
 
 Exit status 0 when the point is what was asked for, 3 when it is less, 1 when there is none.")]
     Now(PointNowOptions),
+    /// Delete one at the target, for good
+    #[command(after_help = "Examples:
+  seawall point delete 1207
+  seawall point delete 1207 --yes --json
+
+Asks for the point's number to be typed, unless told --yes. The newest point, pinned points and points that are being read stay.
+The other points stay what they are; what they need of it becomes a part of the next one's undo layer.")]
+    Delete(PointDeleteOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PointDeleteOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which: the number of an epoch
+    #[arg(value_name = "POINT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) point: u64,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// One JSON object instead of text
+    #[arg(long, requires = "yes")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall pin latest --label 'before the upgrade'
+  seawall pin 1207 --for 90d
+
+A pinned point does not go until the pin expires or is taken away with `seawall unpin`; `seawall points` shows it. What it
+needs takes space, whatever the limit is.")]
+pub(crate) struct PinOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which: `latest`, or the number of an epoch
+    #[arg(value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// What to call the pin
+    #[arg(long, value_name = "TEXT", value_parser = crate::point::parse_label)]
+    pub(crate) label: Option<Label>,
+    /// How long it lasts, as in 12h, 30d, 1y [default: for ever]
+    #[arg(long = "for", value_name = "SPAN", value_parser = seawall_target_server::parse_span)]
+    pub(crate) lasts: Option<std::time::Duration>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  seawall unpin 1207")]
+pub(crate) struct UnpinOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which: `latest`, or the number of an epoch
+    #[arg(value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall scrub
+  seawall scrub vdb --json | jq .findings
+
+Replication goes on meanwhile. Exit status 0 when all is sound, 3 when something is damaged: it is said which recovery points that
+concerns; the others can be used.")]
+pub(crate) struct ScrubOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume, by name or identity, whose image is read [default: all]; undo layers are read in any case
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: Option<String>,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// One JSON object at the end, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall verify --dir /etc/seawall
+  seawall verify --dir /etc/seawall --group 6d1f0b6c2f0e4b6f9a53c1d3a8e4f702 --json
+
+Reads the process server's cache and the target server's replicas, as DIR's configurations name them, where they are on this machine:
+segments, cursors, states, undo layers, spans, pins, checksums. Changes nothing. A server that runs has its files open; `seawall scrub`
+is for that. Exit status 0 when all is sound, 3 when something is damaged, 1 when it cannot be told.")]
+pub(crate) struct VerifyOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Only the replica of this group
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -239,6 +239,9 @@ pub(crate) mod tests {
                 consistency: Consistency::Crash,
                 note: PointNote::default(),
                 changed_bytes: ByteCount(0),
+                pin: None,
+                kept_for: None,
+                unusable: None,
             },
             volumes: vec![volume(1, "vda"), volume(2, "vd b")],
             place,
@@ -281,6 +284,7 @@ pub(crate) mod tests {
             generation: Generation(1),
             volumes,
             points: Vec::new(),
+            omitted: 0,
         };
         let reply = PointsReply {
             groups: vec![

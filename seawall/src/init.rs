@@ -187,7 +187,11 @@ fn target_config(group: &GroupId, listen: &str) -> String {
          \n\
          [[group]]\n\
          id = \"{group}\"\n\
-         key = \"group.key\"\n",
+         key = \"group.key\"\n\
+         \n\
+         # Which recovery points are kept; besides, `space_max = \"500 GiB\"` bounds what they take.\n\
+         [group.retention]\n\
+         policy = \"all for 24h, hourly for 7d, daily for 30d, weekly for 1y\"\n",
         quoted(listen)
     )
 }

@@ -10,12 +10,15 @@ mod export;
 mod files;
 mod init;
 mod libvirt;
+mod pin;
 mod point;
 mod points;
 mod restore;
 mod run;
+mod scrub;
 mod status;
 mod text;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -59,11 +62,15 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Run(options) => run::run(&options).await?,
             Command::Status(options) => return status::run(&options).await,
             Command::Points(options) => points::run(&options).await?,
-            Command::Point(options) => {
-                let PointCommand::Now(options) = &options.command;
-                return point::now(options).await;
-            }
+            Command::Point(options) => match &options.command {
+                PointCommand::Now(options) => return point::now(options).await,
+                PointCommand::Delete(options) => pin::delete(options).await?,
+            },
             Command::Resync(options) => point::resync(&options).await?,
+            Command::Pin(options) => pin::pin(&options).await?,
+            Command::Unpin(options) => pin::unpin(&options).await?,
+            Command::Scrub(options) => return scrub::run(&options).await,
+            Command::Verify(options) => return verify::run(&options),
             Command::Restore(options) => restore::run(&options).await?,
             Command::Export(options) => export::run(&options).await?,
             Command::Boot(options) => return boot::run(&options).await,

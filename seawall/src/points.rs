@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use block::UnixNanos;
-use control::{GroupPoints, PointsReply};
+use control::{GroupPoints, PointInfo, PointsReply};
 
 use crate::ask::Servers;
 use crate::cli::PointsOptions;
@@ -42,7 +42,7 @@ fn render_group(group: &GroupPoints, now: UnixNanos) -> String {
         );
     }
     let mut table = text::table(
-        &["Point", "Time here", "UTC", "Age", "Consistency", "Frozen", "Changed", "Label"],
+        &["Point", "Time here", "UTC", "Age", "Consistency", "Frozen", "Changed", "Kept for", "Label"],
         &[0, 3, 5, 6],
     );
     for point in &group.points {
@@ -55,8 +55,16 @@ fn render_group(group: &GroupPoints, now: UnixNanos) -> String {
             point.consistency.to_string(),
             point.note.frozen.map(text::short).unwrap_or_default(),
             point.changed_bytes.to_string(),
+            kept_for(point, now),
             point.note.label.as_ref().map(ToString::to_string).unwrap_or_default(),
         ]);
+    }
+    if group.omitted > 0 {
+        let _ = writeln!(
+            heading,
+            "{} older points are not listed; they can be used all the same.",
+            group.omitted
+        );
     }
     let _ = writeln!(heading, "{table}");
     for point in &group.points {
@@ -65,7 +73,29 @@ fn render_group(group: &GroupPoints, now: UnixNanos) -> String {
                 writeln!(heading, "Point {}: only {}-consistent: {reason}", point.epoch, point.consistency);
         }
     }
+    // One damaged layer makes all points before it unusable, for the same reason.
+    let mut unusable = group.points.iter().filter_map(|point| Some((point.epoch, point.unusable.as_ref()?)));
+    if let Some((first, reason)) = unusable.next() {
+        let last = unusable.next_back().map_or(first, |(last, _)| last);
+        let _ = writeln!(heading, "Points {first} to {last} cannot be used: {reason}");
+    }
     heading
+}
+
+/// The rule that keeps it, or its pin.
+fn kept_for(point: &PointInfo, now: UnixNanos) -> String {
+    match (&point.unusable, &point.pin, &point.kept_for) {
+        (Some(_), ..) => "UNUSABLE".to_owned(),
+        (None, Some(pin), _) => {
+            let label = pin.label.as_ref().map(|label| format!(" \"{label}\"")).unwrap_or_default();
+            match pin.expires {
+                None => format!("pinned{label}"),
+                Some(expires) => format!("pinned{label} for {}", text::span(expires.since(now))),
+            }
+        }
+        (None, None, Some(rule)) => rule.clone(),
+        (None, None, None) => "goes soon".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +103,7 @@ mod tests {
     use std::time::Duration;
 
     use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, VolumeId};
-    use control::{PointInfo, VolumeSummary};
+    use control::{PinInfo, PointInfo, VolumeSummary};
 
     use super::*;
 
@@ -92,12 +122,31 @@ mod tests {
                 reason: Some("there are no hooks".into()),
             },
             changed_bytes: ByteCount::kib(12),
+            pin: None,
+            kept_for: Some("hourly for 24h".into()),
+            unusable: None,
+        };
+        let pinned = PointInfo {
+            epoch: Epoch(8),
+            pin: Some(PinInfo {
+                label: Some("audit".parse().unwrap()),
+                pinned: UnixNanos(0),
+                expires: Some(UnixNanos(1_700_007_290 * second)),
+            }),
+            ..point.clone()
+        };
+        let going = PointInfo { epoch: Epoch(9), kept_for: None, ..point.clone() };
+        let unusable = |epoch| PointInfo {
+            epoch: Epoch(epoch),
+            unusable: Some("8.layer is damaged".into()),
+            ..point.clone()
         };
         let mut group = GroupPoints {
             group: GroupId([2; 16]),
             generation: Generation(1),
             volumes: vec![volume],
-            points: vec![point],
+            points: vec![unusable(5), unusable(6), point.clone(), pinned, going],
+            omitted: 4,
         };
         let now = UnixNanos(1_700_000_090 * second);
         let shown = render(&PointsReply { groups: vec![group.clone()] }, now);
@@ -110,6 +159,12 @@ mod tests {
             "14 ms",
             "nightly",
             "Point 7: only filesystem-consistent: there are no hooks",
+            "hourly for 24h",
+            "pinned \"audit\" for 2 h 00 min",
+            "goes soon",
+            "UNUSABLE",
+            "Points 5 to 6 cannot be used: 8.layer is damaged",
+            "4 older points are not listed",
         ] {
             assert!(shown.contains(expected), "{expected} in\n{shown}");
         }

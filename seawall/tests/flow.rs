@@ -72,12 +72,48 @@ fn from_init_to_restore() {
     assert!(!output.status.success() && text(&output).contains("--force"), "{}", text(&output));
     let output = restore("999999", "none.img", &["--json"]);
     let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(refused["error"].as_str().unwrap().contains("no recovery point 999999"), "{refused}");
+    assert!(refused["error"].as_str().unwrap().contains("no recovery point 999999 of group"), "{refused}");
     assert!(!output.status.success());
     let left: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("none.img")), "{left:?}");
 
+    // Pinned under a name, shown so, not to be deleted; then unpinned, and deleted by name.
+    let output = seawall(dir, &["pin", &old, "--label", "audit", "--for", "30d"]);
+    assert!(output.status.success() && text(&output).contains("audit"), "{}", text(&output));
+    let shown = text(&seawall(dir, &["points"]));
+    assert!(shown.contains("pinned \"audit\" for 29 d"), "{shown}");
+    let output = seawall(dir, &["point", "delete", &old, "--yes"]);
+    assert!(!output.status.success() && text(&output).contains("it is pinned"), "{}", text(&output));
+    let output = seawall(dir, &["pin", "999999"]);
+    assert!(!output.status.success() && text(&output).contains("the nearest is"), "{}", text(&output));
+    let output = seawall(dir, &["unpin", &old]);
+    assert!(output.status.success(), "{}", text(&output));
+    let points = json(dir, &["points", "--json"]);
+    let gone = points["groups"][0]["points"][1]["epoch"].as_u64().unwrap().to_string();
+    let output = seawall(dir, &["point", "delete", &gone]);
+    assert!(
+        !output.status.success() && text(&output).contains("--yes"),
+        "asks, and nobody is there: {}",
+        text(&output)
+    );
+    let deleted = json(dir, &["point", "delete", &gone, "--yes", "--json"]);
+    assert_eq!(deleted["epoch"].to_string(), gone);
+    let output = restore(&gone, "gone.img", &[]);
+    assert!(!output.status.success() && text(&output).contains("the nearest is"), "{}", text(&output));
+
+    // All is sound; a flipped bit in an undo layer is found, and costs the points before it.
+    let scrubbed = json(dir, &["scrub", "--json"]);
+    assert_eq!(scrubbed["findings"].as_array().unwrap().len(), 0, "{scrubbed}");
+    let output = seawall(dir, &["scrub", "disk.img"]);
+    assert!(output.status.success() && text(&output).contains("sound"), "{}", text(&output));
+    let output = seawall(dir, &["verify"]);
+    assert!(output.status.code() == Some(1) && text(&output).contains("has it open"), "{}", text(&output));
+
     running.stop();
+    let output = seawall(dir, &["verify"]);
+    assert!(output.status.success() && text(&output).contains("sound"), "{}", text(&output));
+    let verified = json(dir, &["verify", "--json"]);
+    assert_eq!(verified["sound"], true, "{verified}");
     // What was applied is still there.
     let running = Running::start(dir);
     status_when(dir, |status| applied(status) > changed_at);

@@ -3,10 +3,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use block::GroupId;
+use block::{ByteCount, GroupId};
 use changeset::GroupKey;
-use replica::Retention;
-use serde::Deserialize;
+use replica::{POINTS_MAX, Policy, Retention};
+use serde::{Deserialize, Deserializer};
 
 /// Groups that one target server keeps. More are refused when the configuration is read.
 pub const GROUPS_MAX: usize = 256;
@@ -42,6 +42,9 @@ pub struct GroupConfig {
     /// Which recovery points are kept.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// How work in the background goes.
+    #[serde(default)]
+    pub upkeep: UpkeepConfig,
     /// Volumes whose replica lies on a block device. The others are sparse files.
     #[serde(default, rename = "volume")]
     pub devices: Vec<DeviceConfig>,
@@ -57,33 +60,73 @@ pub struct DeviceConfig {
     pub device: PathBuf,
 }
 
-/// Which recovery points are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// Which recovery points are kept. The newest always is, and so are pinned ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetentionConfig {
-    /// At most so many, the newest ones.
-    #[serde(default = "default_points_max")]
-    pub points_max: usize,
+    /// At most so many, the newest ones. Default: 1000; with a policy, as many as there can be.
+    #[serde(default)]
+    pub points_max: Option<usize>,
     /// None older than this; without it, of any age.
     #[serde(default)]
     pub age_hours_max: Option<u32>,
+    /// Which for how long, as in `all for 2h, hourly for 24h, daily for 30d, weekly for 1y`.
+    #[serde(default, deserialize_with = "policy")]
+    pub policy: Option<Policy>,
+    /// The most that undo layers may take, as in `500 GiB`. Past it the oldest point that is not pinned goes first, and so on.
+    #[serde(default, deserialize_with = "size")]
+    pub space_max: Option<ByteCount>,
 }
 
-impl Default for RetentionConfig {
-    fn default() -> RetentionConfig {
-        RetentionConfig { points_max: default_points_max(), age_hours_max: None }
-    }
+fn policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Policy>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
-impl From<RetentionConfig> for Retention {
-    fn from(config: RetentionConfig) -> Retention {
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteCount>, D::Error> {
+    block::size_from_text(deserializer).map(Some)
+}
+
+impl From<&RetentionConfig> for Retention {
+    fn from(config: &RetentionConfig) -> Retention {
         let age_max = config.age_hours_max.map(|hours| Duration::from_secs(u64::from(hours) * 3600));
-        Retention { points_max: config.points_max, age_max }
+        let all = if config.policy.is_some() { POINTS_MAX } else { Retention::default().points_max };
+        Retention {
+            points_max: config.points_max.unwrap_or(all),
+            age_max,
+            policy: config.policy.clone(),
+            space_max: config.space_max,
+        }
     }
 }
 
-fn default_points_max() -> usize {
-    Retention::default().points_max
+/// How work in the background goes: merging layers, building indexes, scrubbing.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpkeepConfig {
+    /// The most that it reads and writes, together, a second.
+    #[serde(default = "default_rate", deserialize_with = "block::size_from_text")]
+    pub rate_max: ByteCount,
+    /// A scrub begins so many days after the one before, and an hour after the start; 0: only when asked for.
+    #[serde(default = "default_scrub_days")]
+    pub scrub_every_days: u32,
+}
+
+impl Default for UpkeepConfig {
+    fn default() -> UpkeepConfig {
+        UpkeepConfig { rate_max: default_rate(), scrub_every_days: default_scrub_days() }
+    }
+}
+
+/// Work in the background may not go slower than this: it would never end.
+pub const UPKEEP_RATE_MIN: ByteCount = ByteCount::mib(1);
+
+fn default_rate() -> ByteCount {
+    ByteCount::mib(64)
+}
+
+fn default_scrub_days() -> u32 {
+    30
 }
 
 fn default_threads() -> usize {
@@ -179,10 +222,19 @@ impl Config {
                 return refuse(format!("group {} is given twice", group.id));
             }
             let points_max = group.retention.points_max;
-            if !(1..=replica::POINTS_MAX).contains(&points_max) {
-                let most = replica::POINTS_MAX;
+            if let Some(points_max) = points_max.filter(|points| !(1..=POINTS_MAX).contains(points)) {
                 return refuse(format!(
-                    "points_max of group {} is {points_max}, expected 1 to {most}",
+                    "points_max of group {} is {points_max}, expected 1 to {POINTS_MAX}",
+                    group.id
+                ));
+            }
+            if group.retention.space_max == Some(ByteCount::ZERO) {
+                return refuse(format!("space_max of group {} is 0; leave it out for no limit", group.id));
+            }
+            if group.upkeep.rate_max < UPKEEP_RATE_MIN {
+                let rate = group.upkeep.rate_max;
+                return refuse(format!(
+                    "rate_max of group {} is {rate}, expected at least {UPKEEP_RATE_MIN}",
                     group.id
                 ));
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use block::{ByteCount, Epoch, GroupId, UnixNanos};
 use changeset::GroupKey;
-use control::{PointInfo, StateCode, TargetGroup, VolumeSummary};
+use control::{PinInfo, PointInfo, StateCode, TargetGroup, VolumeSummary};
 use durable::RealStorage;
 use export::Overlay;
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ use wire::{Answerer, RefusalCode};
 use crate::GroupConfig;
 use crate::config::{Claim, ConfigError};
 use crate::refusal::Refusal;
+use crate::upkeep::Upkeep;
 
 /// Where overlays are, below a group's directory.
 const OVERLAYS_DIR: &str = "overlays";
@@ -35,6 +36,8 @@ pub(crate) struct Group {
     delivery: Mutex<Delivery>,
     applied_bytes: Meter,
     apply_times: Latencies,
+    /// Dropped with the group, which ends it.
+    pub(crate) upkeep: Option<Upkeep>,
 }
 
 #[derive(Default)]
@@ -61,7 +64,7 @@ impl Group {
         }
         let options = Options {
             devices: config.device_paths(),
-            retention: config.retention.into(),
+            retention: (&config.retention).into(),
             ..Options::default()
         };
         let replica = match GroupReplica::open(Arc::new(RealStorage), data, config.id, options) {
@@ -87,9 +90,14 @@ impl Group {
                 Err(refusal)
             }
         };
+        let upkeep = match &replica {
+            Ok(replica) => Some(Upkeep::start(config, replica.clone())),
+            Err(_) => None,
+        };
         Ok(Group {
             id: config.id,
             overlays,
+            upkeep,
             key,
             replica,
             _devices: devices,
@@ -173,6 +181,7 @@ impl Group {
             apply_ms_p99: 0.0,
             state: StateCode::StoreFailed,
             last_error: None,
+            warnings: Vec::new(),
         };
         let replica = match &self.replica {
             Ok(replica) => replica,
@@ -183,19 +192,28 @@ impl Group {
             }
         };
         let (generation, applied) = replica.applied();
-        let points = replica.points();
+        let points = replica.points_summary();
         let times = self.apply_times.summary();
         status.generation = generation.unwrap_or_default();
         status.applied = applied;
         status.applied_cut_time = replica.applied_cut_time().unwrap_or_default();
         status.volumes = replica.volumes().into_iter().map(|volume| summary(&volume.info)).collect();
-        status.newest_point = points.last().map(point_info);
-        status.oldest_point = points.first().map(point_info);
-        status.points = points.len() as u64;
-        status.undo_bytes = replica.layer_bytes();
+        status.newest_point = points.newest.as_ref().map(point_info);
+        status.oldest_point = points.oldest.as_ref().map(point_info);
+        status.points = points.count;
+        let space = replica.space();
+        status.undo_bytes = space.used;
+        status.warnings.extend(space.warning);
+        if points.unusable > 0 {
+            status.warnings.push(format!(
+                "{} recovery points cannot be viewed, for an undo layer is damaged; `seawall points` shows which",
+                points.unusable
+            ));
+        }
+        status.warnings.extend(self.upkeep.iter().flat_map(Upkeep::warnings));
         status.apply_ms_p50 = times.p50.as_secs_f64() * 1000.0;
         status.apply_ms_p99 = times.p99.as_secs_f64() * 1000.0;
-        status.state = self.state(replica, points.last());
+        status.state = self.state(replica, points.newest.as_ref());
         let delivery = self.delivery.lock();
         status.sender.clone_from(&delivery.sender);
         status.last_error = replica.poisoned().or_else(|| delivery.last_error.clone());
@@ -226,5 +244,12 @@ pub(crate) fn point_info(point: &Point) -> PointInfo {
         consistency: point.consistency,
         note: point.note.clone(),
         changed_bytes: point.written.saturating_add(point.zeroed),
+        pin: point.pin.as_ref().map(|pin| PinInfo {
+            label: pin.label.clone(),
+            pinned: pin.pinned,
+            expires: pin.expires,
+        }),
+        kept_for: None,
+        unusable: point.unusable.clone(),
     }
 }

@@ -11,13 +11,20 @@ mod group;
 mod hash_view;
 mod operate;
 mod refusal;
+mod retain;
 mod server;
+mod upkeep;
 mod view_hash;
 
-pub use config::{Config, ConfigError, DeviceConfig, GROUPS_MAX, GroupConfig, RetentionConfig, THREADS_MAX};
+pub use config::{
+    Config, ConfigError, DeviceConfig, GROUPS_MAX, GroupConfig, RetentionConfig, THREADS_MAX,
+    UPKEEP_RATE_MIN, UpkeepConfig,
+};
 pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
 pub use export::{EXPORTS_MAX, OVERLAY_LIMIT_DEFAULT};
 pub use hash_view::unit_hash;
 pub use operate::{VIEW_CHUNK_BYTES, VIEWS_MAX, ViewEnd};
+pub use replica::parse_span;
+pub use retain::POINTS_LISTED_MAX;
 pub use server::{Handle, StartError, TargetServer, verify};
 pub use view_hash::ViewHash;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use block::{ByteCount, ByteOffset};
 use bytes::Bytes;
 use control::{
-    ExportsReply, GroupPoints, OperatorRequest, PointSelector, PointsReply, ServerStatus, VIEW_RANGES_MAX,
-    ViewHead, ViewRange, ViewTail,
+    ExportsReply, OperatorRequest, PointSelector, ServerStatus, VIEW_RANGES_MAX, ViewHead, ViewRange,
+    ViewTail,
 };
 use replica::{Point, ReplicaError, View};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use wire::{Operation, RefusalCode, ViewWriter, WireError};
 use crate::group::{point_info, summary};
 use crate::hash_view::hash_view;
 use crate::refusal::Refusal;
+use crate::retain;
 use crate::server::Server;
 use crate::{ViewHash, export};
 
@@ -58,7 +59,7 @@ async fn answer(server: &Arc<Server>, operation: Operation) -> Result<(), WireEr
     };
     match request {
         OperatorRequest::Status => reply(operation, &ServerStatus::TargetServer(server.status())).await,
-        OperatorRequest::Points { group } => match points(server, group) {
+        OperatorRequest::Points { group } => match retain::points(server, group) {
             Ok(points) => reply(operation, &points).await,
             Err(refusal) => {
                 operation.refuse(refusal.code, &refusal.message);
@@ -79,6 +80,10 @@ async fn answer(server: &Arc<Server>, operation: Operation) -> Result<(), WireEr
         OperatorRequest::Export(request) => export::serve(server, operation, request).await,
         OperatorRequest::Exports => reply(operation, &ExportsReply { exports: server.exports.list() }).await,
         OperatorRequest::StopExport { id } => export::stop(server, operation, id).await,
+        OperatorRequest::Pin { .. } | OperatorRequest::Unpin { .. } | OperatorRequest::DeletePoint { .. } => {
+            retain::change(server, operation, request).await
+        }
+        OperatorRequest::Scrub { group, volume } => retain::scrub(server, operation, group, volume).await,
     }
 }
 
@@ -129,29 +134,7 @@ pub(crate) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("a status has string keys only")
 }
 
-fn points(server: &Server, only: Option<block::GroupId>) -> Result<PointsReply, Refusal> {
-    if let Some(group) = only.filter(|group| server.group(*group).is_none()) {
-        return Err(unknown(group));
-    }
-    let mut groups = Vec::new();
-    for group in server.groups().filter(|group| only.is_none_or(|only| only == group.id)) {
-        let replica = match group.replica() {
-            Ok(replica) => replica,
-            Err(refusal) if only.is_some() => return Err(refusal),
-            Err(_) => continue,
-        };
-        let points = replica.points();
-        groups.push(GroupPoints {
-            group: group.id,
-            generation: replica.applied().0.unwrap_or_default(),
-            volumes: points.last().map_or_else(Vec::new, |point| point.volumes.iter().map(summary).collect()),
-            points: points.iter().map(point_info).collect(),
-        });
-    }
-    Ok(PointsReply { groups })
-}
-
-fn unknown(group: block::GroupId) -> Refusal {
+pub(crate) fn unknown(group: block::GroupId) -> Refusal {
     Refusal::new(
         RefusalCode::UnknownGroup,
         format!("look up group {group}: this target server does not keep it"),
@@ -167,19 +150,12 @@ pub(crate) fn open_view(
     let group = server.group(group).ok_or_else(|| unknown(group))?;
     let replica = group.replica()?;
     loop {
-        let points = replica.points();
-        let point: Option<&Point> = match selector {
-            PointSelector::Latest => points.last(),
-            PointSelector::Epoch(epoch) => points.iter().find(|point| point.epoch == epoch),
-        };
-        let Some(point) = point else {
-            let message = match selector {
-                PointSelector::Latest => format!("group {} has no recovery point yet", group.id),
-                PointSelector::Epoch(epoch) => {
-                    format!("group {} has no recovery point {epoch}; `seawall points` lists them", group.id)
-                }
-            };
-            return Err(Refusal::new(RefusalCode::NotFound, message));
+        let point: Point = match selector {
+            PointSelector::Latest => replica.points_summary().newest.ok_or_else(|| {
+                let message = format!("group {} has no recovery point yet", group.id);
+                Refusal::new(RefusalCode::NotFound, message)
+            })?,
+            PointSelector::Epoch(epoch) => replica.point(epoch)?,
         };
         let view = match replica.view(volume, point.epoch) {
             // Dropped since: the newest is another one now.
@@ -188,7 +164,7 @@ pub(crate) fn open_view(
         };
         let info = point.volumes.iter().find(|info| info.id == volume);
         let info = info.ok_or_else(|| Refusal::new(RefusalCode::NotFound, "the point has no such volume"))?;
-        return Ok((ViewHead { group: group.id, volume: summary(info), point: point_info(point) }, view));
+        return Ok((ViewHead { group: group.id, volume: summary(info), point: point_info(&point) }, view));
     }
 }
 

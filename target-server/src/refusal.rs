@@ -56,6 +56,11 @@ impl From<ReplicaError> for Refusal {
             ReplicaError::NoSuchPoint { .. } | ReplicaError::NoSuchVolume { .. } => {
                 (RefusalCode::NotFound, None)
             }
+            ReplicaError::UnusablePoint { .. } | ReplicaError::DamagedImage { .. } => {
+                (RefusalCode::Corrupt, None)
+            }
+            ReplicaError::PointStays { .. } | ReplicaError::Pin { .. } => (RefusalCode::BadRequest, None),
+            ReplicaError::Stopped => (RefusalCode::Stopping, None),
             ReplicaError::PastEnd { .. } => (RefusalCode::Internal, None),
         };
         Refusal { code, message: error.to_string(), state }

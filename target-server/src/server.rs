@@ -18,6 +18,7 @@ use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, Wire
 use crate::config::ConfigError;
 use crate::export::Exports;
 use crate::group::Group;
+use crate::upkeep::Upkeep;
 use crate::{Config, VIEWS_MAX, compare, delivery, operate};
 
 /// Why a target server did not start.
@@ -191,10 +192,15 @@ impl Handle {
     pub async fn shutdown(self) {
         let Handle { server, stop, accepting, .. } = self;
         stop.send_replace(true);
+        server.groups().filter_map(|group| group.upkeep.as_ref()).for_each(Upkeep::stop);
         if let Err(error) = accepting.await {
             tracing::error!(%error, "stop accepting");
         }
-        drop(server);
+        // Waits for work in the background, which ends soon.
+        let ended = tokio::task::spawn_blocking(move || drop(server)).await;
+        if let Err(error) = ended {
+            tracing::error!(%error, "close the replicas");
+        }
     }
 }
 

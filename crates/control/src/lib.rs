@@ -6,6 +6,7 @@
 mod agent;
 mod export;
 mod request;
+mod retain;
 mod state;
 mod status;
 
@@ -17,6 +18,7 @@ pub use export::{
     ViewRange,
 };
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
+pub use retain::{DamagedRange, DeleteReply, PinInfo, PinReply, ScrubFinding, ScrubProgressInfo, ScrubReply};
 pub use state::{Severity, StateCode};
 pub use status::{
     AgentReport, CaptureMode, ProcessGroup, ProcessServerStatus, ServerStatus, TargetGroup, TargetLink,

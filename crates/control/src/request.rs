@@ -1,10 +1,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, Label, PointNote, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportRequest, ViewRange, VolumeSummary};
+use crate::{ExportRequest, PinInfo, ViewRange, VolumeSummary};
 
 /// What an operator asks of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,42 @@ pub enum OperatorRequest {
     StopExport {
         /// Which.
         id: u64,
+    },
+    /// Keeps a point of a target server whatever retention says; the answer is a [`crate::PinReply`].
+    Pin {
+        /// Which group.
+        group: GroupId,
+        /// Which point.
+        point: PointSelector,
+        /// What to call the pin.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        label: Option<Label>,
+        /// When it ends, by the target's clock; without it, never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires: Option<UnixNanos>,
+    },
+    /// Leaves a point to retention again; the answer is a [`crate::PinReply`].
+    Unpin {
+        /// Which group.
+        group: GroupId,
+        /// Which point.
+        point: PointSelector,
+    },
+    /// Lets a point of a target server go; the answer is a [`crate::DeleteReply`].
+    DeletePoint {
+        /// Which group.
+        group: GroupId,
+        /// Which point.
+        epoch: Epoch,
+    },
+    /// Compares everything that a target server holds of a group with its checksums. The answer is a
+    /// [`crate::ScrubProgressInfo`], some more of these as its bytes, one in each, and a [`crate::ScrubReply`].
+    Scrub {
+        /// Which group.
+        group: GroupId,
+        /// The image of this volume only, and all undo layers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume: Option<VolumeId>,
     },
 }
 
@@ -128,6 +164,15 @@ pub struct PointInfo {
     pub note: PointNote,
     /// What the epoch changed on all volumes together.
     pub changed_bytes: ByteCount,
+    /// Why and until when it is kept whatever retention says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<PinInfo>,
+    /// Why retention keeps it; without it, it will go. Told in lists only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_for: Option<String>,
+    /// Why it cannot be viewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable: Option<String>,
 }
 
 /// The recovery points of a group, oldest first.
@@ -141,6 +186,9 @@ pub struct GroupPoints {
     pub volumes: Vec<VolumeSummary>,
     /// The points.
     pub points: Vec<PointInfo>,
+    /// How many older ones there are that are not listed.
+    #[serde(default)]
+    pub omitted: u64,
 }
 
 /// The answer to [`OperatorRequest::Points`].
@@ -214,6 +262,29 @@ mod tests {
                 format!(
                     r#"{{"request":"export","group":"{group}","volumes":["{volume}"],"point":"latest","place":{{"socket":"/run/x"}},"writable":true,"detach":false}}"#
                 ),
+            ),
+            (
+                OperatorRequest::Pin {
+                    group,
+                    point: PointSelector::Latest,
+                    label: Some("audit".parse().unwrap()),
+                    expires: Some(UnixNanos(5)),
+                },
+                format!(
+                    r#"{{"request":"pin","group":"{group}","point":"latest","label":"audit","expires":5}}"#
+                ),
+            ),
+            (
+                OperatorRequest::Unpin { group, point: PointSelector::Epoch(Epoch(7)) },
+                format!(r#"{{"request":"unpin","group":"{group}","point":"7"}}"#),
+            ),
+            (
+                OperatorRequest::DeletePoint { group, epoch: Epoch(7) },
+                format!(r#"{{"request":"delete-point","group":"{group}","epoch":7}}"#),
+            ),
+            (
+                OperatorRequest::Scrub { group, volume: Some(volume) },
+                format!(r#"{{"request":"scrub","group":"{group}","volume":"{volume}"}}"#),
             ),
         ];
         for (request, json) in cases {

@@ -286,6 +286,9 @@ pub struct TargetGroup {
     /// The last thing that went wrong, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// What a person should know of: space that runs out, points that cannot be viewed, work in the background that fails.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[cfg(test)]
@@ -333,6 +336,9 @@ mod tests {
             consistency: Consistency::Application,
             note: PointNote { label: Some("nightly".parse().unwrap()), ..PointNote::default() },
             changed_bytes: ByteCount(4096),
+            pin: None,
+            kept_for: None,
+            unusable: None,
         };
         let link = TargetLink {
             address: "t:7441".into(),
@@ -380,6 +386,7 @@ mod tests {
             apply_ms_p99: 2.0,
             state: StateCode::CatchingUp,
             last_error: None,
+            warnings: vec!["space runs out".into()],
         };
         let target = TargetServerStatus { groups: vec![group], ..TargetServerStatus::default() };
         let json = survives(&ServerStatus::TargetServer(target));

@@ -121,13 +121,68 @@ pub enum ReplicaError {
         problem: String,
     },
     /// No recovery point is kept for the epoch.
-    #[error("open a view of {group:?} at epoch {epoch}: no such recovery point")]
+    #[error(
+        "there is no recovery point {epoch} of group {group}{}; `seawall points` lists them",
+        nearest.map(|nearest| format!("; the nearest is {nearest}")).unwrap_or_default()
+    )]
     NoSuchPoint {
         /// The group.
         group: GroupId,
         /// The epoch asked for.
         epoch: Epoch,
+        /// The point that is nearest to it and can be viewed.
+        nearest: Option<Epoch>,
     },
+    /// The recovery point cannot be viewed: a layer after it is damaged.
+    #[error(
+        "open a view of {group:?} at epoch {epoch}: the way back to it leads through {}, which is damaged: {problem};          choose a newer point", path.display()
+    )]
+    UnusablePoint {
+        /// The group.
+        group: GroupId,
+        /// The recovery point.
+        epoch: Epoch,
+        /// The newest damaged layer after it.
+        path: PathBuf,
+        /// What is wrong with that.
+        problem: String,
+    },
+    /// A block of an image is damaged, and a view comes to it.
+    #[error(
+        "read byte {offset} of volume {volume} from {}: scrubbing found that block damaged; a resync of the volume mends \
+         it; older points may have it from undo layers", path.display()
+    )]
+    DamagedImage {
+        /// The image.
+        path: PathBuf,
+        /// The volume.
+        volume: VolumeId,
+        /// Where the first damaged block begins.
+        offset: ByteOffset,
+    },
+    /// The recovery point may not go.
+    #[error("delete recovery point {epoch} of {group:?}: {problem}")]
+    PointStays {
+        /// The group.
+        group: GroupId,
+        /// The recovery point.
+        epoch: Epoch,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// A point cannot be pinned.
+    #[error("pin recovery point {epoch} of {group:?}: {problem}")]
+    Pin {
+        /// The group.
+        group: GroupId,
+        /// The recovery point.
+        epoch: Epoch,
+        /// Why not, and what to do.
+        problem: String,
+    },
+    /// Work in the background was told to stop. Nothing changed.
+    #[error("stopped before it was done; nothing changed")]
+    Stopped,
     /// The recovery point has no such volume.
     #[error(
         "open a view of {volume:?} at epoch {epoch} of {group:?}: that recovery point has no such volume"

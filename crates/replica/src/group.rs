@@ -12,18 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use block::{ByteCount, ByteOffset, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
+use block::{ByteCount, ByteOffset, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use changeset::{Changeset, Payload, VolumeInfo};
 use durable::Storage;
 use parking_lot::Mutex;
 
 use crate::delta::{Change, Content, Delta, ranges};
 use crate::image::{DataCursor, Image, Place};
-use crate::layer::{Index, Layer, LayerWriter, Meta, Scratch};
+use crate::layer::{Layer, LayerWriter, Meta, Scratch};
 use crate::recover::{self, OpenReport};
 use crate::shared::{Core, image_path};
 use crate::state::{State, StateFile, VolumeState};
-use crate::view::View;
 use crate::{IMAGE_THREADS_MAX, ReplicaError, Retention, VolumeProblem};
 
 /// How a replica is kept.
@@ -58,52 +57,20 @@ pub struct Applied {
     pub oldest_kept: Option<Epoch>,
 }
 
-/// A recovery point.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Point {
-    /// Its epoch.
-    pub epoch: Epoch,
-    /// When the source cut it.
-    pub cut_time: UnixNanos,
-    /// What may be said of it.
-    pub consistency: Consistency,
-    /// What more is told of it.
-    pub note: PointNote,
-    /// Data its epoch wrote.
-    pub written: ByteCount,
-    /// What its epoch made read as zeroes.
-    pub zeroed: ByteCount,
-    /// The size of its undo layer.
-    pub layer: ByteCount,
-    /// The volumes it has.
-    pub volumes: Arc<[VolumeInfo]>,
-}
-
-/// A volume that has an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VolumeStatus {
-    /// As of the applied epoch.
-    pub info: VolumeInfo,
-    /// Whether the image is a file or a device.
-    pub place: Place,
-    /// The image.
-    pub path: PathBuf,
-}
-
 /// The replica of one group. Shared between threads: one applies, any number look.
 #[derive(Debug)]
 pub struct GroupReplica {
-    core: Arc<Core>,
-    options: Options,
-    writer: Mutex<Writer>,
+    pub(crate) core: Arc<Core>,
+    pub(crate) options: Options,
+    pub(crate) writer: Mutex<Writer>,
 }
 
-struct Writer {
-    state: State,
-    state_file: StateFile,
+pub(crate) struct Writer {
+    pub(crate) state: State,
+    pub(crate) state_file: StateFile,
     scratch: Scratch,
     /// A layer that is in the list and whose epoch is to be taken back.
-    unfinished: Option<(Arc<Layer>, Arc<Index>)>,
+    unfinished: Option<Arc<Layer>>,
     /// Layer files to remove once the floor is past them.
     leftovers: Vec<(Epoch, PathBuf)>,
     /// An apply is under way; found set at the start of one, the one before did not end.
@@ -146,7 +113,7 @@ impl GroupReplica {
             state_file: opened.state_file,
             scratch: Scratch::default(),
             unfinished: None,
-            leftovers: opened.leftovers,
+            leftovers: Vec::new(),
             busy: false,
         };
         let replica = GroupReplica { core: Arc::new(opened.core), options, writer: Mutex::new(writer) };
@@ -173,48 +140,6 @@ impl GroupReplica {
     /// The failure that poisoned it, if any.
     pub fn poisoned(&self) -> Option<String> {
         self.core.poison_reason().map(str::to_owned)
-    }
-
-    /// The recovery points, oldest first.
-    pub fn points(&self) -> Vec<Point> {
-        let shared = self.core.shared.read();
-        let point = |layer: &Arc<Layer>| {
-            let meta = &layer.header.meta;
-            Point {
-                epoch: meta.epoch,
-                cut_time: meta.cut_time,
-                consistency: meta.consistency,
-                note: meta.note.clone(),
-                written: meta.written,
-                zeroed: meta.zeroed,
-                layer: layer.bytes(),
-                volumes: meta.volumes.clone(),
-            }
-        };
-        shared.points().map(point).collect()
-    }
-
-    /// The size of all undo layers, those that only an open view still needs among them.
-    pub fn layer_bytes(&self) -> ByteCount {
-        self.core.shared.read().layers.iter().map(|layer| layer.bytes()).sum()
-    }
-
-    /// The volumes that have an image.
-    pub fn volumes(&self) -> Vec<VolumeStatus> {
-        let shared = self.core.shared.read();
-        let status = |volume: &VolumeState| {
-            let path = shared.images.get(&volume.info.id)?.path.clone();
-            Some(VolumeStatus { info: volume.info.clone(), place: volume.place, path })
-        };
-        shared.volumes.iter().filter_map(status).collect()
-    }
-
-    /// A volume as it was at a recovery point. While the view is open nothing that it needs is removed.
-    ///
-    /// # Errors
-    /// When there is no such point, the point has no such volume, or a layer after the point cannot be read.
-    pub fn view(&self, volume: VolumeId, epoch: Epoch) -> Result<View, ReplicaError> {
-        View::open(&self.core, volume, epoch)
     }
 
     /// Reads the newest state, which is that of the applied epoch where the epoch being applied changes nothing.
@@ -300,8 +225,8 @@ impl GroupReplica {
             true => Some(self.write_layer(writer, delta, &plan)?),
             false => None,
         };
-        let bytes = layer.as_ref().map(|(layer, _)| layer.bytes());
-        if let Some((layer, _)) = &layer {
+        let bytes = layer.as_ref().map(|layer| layer.bytes());
+        if let Some(layer) = &layer {
             self.core.shared.write().layers.push_back(layer.clone());
         }
         match self.write_images(&writer.state, delta, &plan) {
@@ -321,6 +246,7 @@ impl GroupReplica {
         let state = State { floor, ..plan.state };
         writer.state_file.write(&state, &self.core.dir)?;
         self.publish(writer, state, delta, plan.images);
+        self.core.uncatalogued.fetch_add(usize::from(bytes.is_some()), Ordering::Relaxed);
         Ok(Applied {
             epoch: delta.stamp.epoch,
             written: delta.written(),
@@ -421,7 +347,7 @@ impl GroupReplica {
         writer: &mut Writer,
         delta: &Delta<'_>,
         plan: &Plan,
-    ) -> Result<(Arc<Layer>, Arc<Index>), ReplicaError> {
+    ) -> Result<Arc<Layer>, ReplicaError> {
         let volumes = match self.core.shared.read().layers.back() {
             Some(last) if *last.header.meta.volumes == *delta.volumes => last.header.meta.volumes.clone(),
             _ => delta.volumes.into(),
@@ -441,6 +367,7 @@ impl GroupReplica {
         let dir = self.core.layers_dir();
         let storage = &*self.core.storage;
         let mut layer = LayerWriter::create(storage, &dir, meta, &mut writer.scratch)?;
+        let bad_blocks = self.core.shared.read().bad_blocks.clone();
         let written = (|| {
             for (volume, changes) in &delta.changes {
                 // There is nothing to go back to before the first point, or before the volume's first epoch.
@@ -448,8 +375,9 @@ impl GroupReplica {
                     continue;
                 }
                 let mut cursor = DataCursor::default();
+                let bad = bad_blocks.get(&delta.volumes[*volume].id);
                 for range in ranges(changes) {
-                    layer.keep(*volume, range, &plan.images[*volume], &mut cursor)?;
+                    layer.keep(*volume, range, &plan.images[*volume], &mut cursor, bad)?;
                 }
             }
             layer.finish()
@@ -457,8 +385,7 @@ impl GroupReplica {
         if written.is_err() {
             layer.abandon();
         }
-        let (layer, index) = written?;
-        Ok((Arc::new(layer), index))
+        Ok(Arc::new(written?))
     }
 
     /// Writes the changes to the images and syncs them, several images at a time.
@@ -512,13 +439,16 @@ impl GroupReplica {
         if !delta.stamp.consistency.is_point() {
             return before.floor;
         }
-        let mut points: Vec<(Epoch, UnixNanos)> = {
-            let shared = self.core.shared.read();
-            shared.points().map(|layer| (layer.epoch(), layer.header.meta.cut_time)).collect()
-        };
-        points.push((delta.stamp.epoch, delta.stamp.cut_time));
-        let floor = self.options.retention.floor(&points, (self.options.clock)());
-        floor.unwrap_or(delta.stamp.epoch).max(before.floor)
+        let retention = &self.options.retention;
+        let shared = self.core.shared.read();
+        let points = shared.points().map(|layer| (layer.epoch(), layer.header.meta.cut_time));
+        let points = points.chain([(delta.stamp.epoch, delta.stamp.cut_time)]);
+        let now = (self.options.clock)();
+        let mut pinned = shared.pins.range(before.floor..).filter(|(_, pin)| !pin.is_expired(now));
+        let pinned = pinned.find(|(epoch, _)| shared.point(**epoch).is_some()).map(|(epoch, _)| *epoch);
+        let floor = retention.floor(points, shared.layers.len() + 1, now);
+        let floor = floor.unwrap_or(delta.stamp.epoch);
+        pinned.map_or(floor, |pinned| pinned.min(floor)).max(before.floor)
     }
 
     fn publish(&self, writer: &mut Writer, state: State, delta: &Delta<'_>, images: Vec<Arc<Image>>) {
@@ -535,8 +465,13 @@ impl GroupReplica {
             shared.retire()
         };
         writer.state = state;
+        self.remove_retired(writer, retired);
+    }
+
+    /// Removes the files of layers that nobody needs any more.
+    pub(crate) fn remove_retired(&self, writer: &mut Writer, retired: Vec<Arc<Layer>>) {
         for layer in retired {
-            self.core.forget_handle(&layer);
+            self.core.forget_handle(layer.serial);
             writer.leftovers.push((layer.epoch(), layer.path.clone()));
         }
         let Writer { leftovers, scratch, state, .. } = writer;
@@ -561,19 +496,19 @@ impl GroupReplica {
 
     /// Takes back an epoch that found no space half-way.
     fn roll_back_unfinished(&self, writer: &mut Writer) -> Result<(), ReplicaError> {
-        let Some((layer, index)) = &writer.unfinished else {
+        let Some(layer) = &writer.unfinished else {
             return Ok(());
         };
         let images = self.core.shared.read().images.clone();
         let file = self.core.handle(layer)?;
-        recover::roll_back(&*file, layer, index, &writer.state, &images)?;
+        recover::roll_back(&file, layer, &writer.state, &images)?;
         // The images are as before: readers may do without the layer. One that read an image in between starts anew.
         {
             let mut shared = self.core.shared.write();
             shared.layers.pop_back();
             shared.rollbacks += 1;
         }
-        self.core.forget_handle(layer);
+        self.core.forget_handle(layer.serial);
         let path = layer.path.clone();
         writer.unfinished = None;
         let remove = || {

@@ -6,22 +6,27 @@
 //! | a layer that the state does not name | its epoch was being applied: rolled back, then the layer is removed |
 //! | the same before the first recovery point | removed: there is nothing to go back to, the epoch is applied again |
 //! | layers before the floor | removed: leftovers of retention |
+//! | layers that another leads back over | removed: thinning had merged them, durably, and not yet removed them |
 //! | a damaged or missing layer between floor and applied epoch | points before it cannot be viewed; named, kept |
 //! | a damaged layer that should be rolled back | refused: nobody knows what the images hold |
+//! | spans that are useless, or of no such name | removed: they are derived |
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use block::{Epoch, Generation, GroupId, VolumeId};
 use durable::{OpenMode, REPLACE_SUFFIX, Storage, StorageFile};
 
+use crate::bad::{self, BadByVolume};
 use crate::error::Context;
 use crate::image::{DataCursor, Image, Place};
-use crate::layer::{Entry, Index, Layer, TEMPORARY_SUFFIX, parse_file_name};
-use crate::shared::{Core, Shared, image_path, layers_dir, volumes_dir};
+use crate::layer::{Header, Layer, TEMPORARY_SUFFIX, file_name, for_each_run, parse_file_name};
+use crate::shared::{Core, Shared, image_path, layers_dir, spans_dir, volumes_dir};
+use crate::span::{self, Span};
 use crate::state::{State, StateFile};
-use crate::{IMAGE_BATCH_BYTES, Options, ReplicaError};
+use crate::{Options, ReplicaError, catalogue, pins};
 
 /// What opening found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +59,6 @@ pub(crate) struct Opened {
     pub(crate) core: Core,
     pub(crate) state: State,
     pub(crate) state_file: StateFile,
-    /// Files of layers before the readable ones.
-    pub(crate) leftovers: Vec<(Epoch, PathBuf)>,
     pub(crate) report: OpenReport,
 }
 
@@ -66,12 +69,13 @@ pub(crate) fn open(
     options: &Options,
 ) -> Result<Opened, ReplicaError> {
     let layers = layers_dir(dir);
-    for dir in [&layers, &volumes_dir(dir)] {
+    let spans = spans_dir(dir);
+    for dir in [&layers, &spans, &volumes_dir(dir)] {
         storage.create_dir_all(dir).context("create directory", dir)?;
     }
     let lock = lock(&*storage, dir)?;
     let mut removed = Vec::new();
-    for (dir, suffix) in [(dir, REPLACE_SUFFIX), (&layers, TEMPORARY_SUFFIX)] {
+    for (dir, suffix) in [(dir, REPLACE_SUFFIX), (&layers, TEMPORARY_SUFFIX), (&spans, TEMPORARY_SUFFIX)] {
         for name in storage.list(dir).context("list", dir)? {
             if name.ends_with(suffix) {
                 remove(&*storage, dir.join(name), &mut removed)?;
@@ -80,12 +84,12 @@ pub(crate) fn open(
     }
     let (state_file, state) = open_state(&*storage, dir, group)?;
     let images = open_images(&*storage, dir, &state, options)?;
-    let mut epochs = layer_epochs(&*storage, &layers)?;
+    let mut files = layer_files(&*storage, &layers)?;
 
     let mut rolled_back = None;
-    if let Some(last) = epochs.last().copied().filter(|last| *last > state.applied) {
-        let path = layers.join(crate::layer::file_name(last));
-        if last != state.applied.next() {
+    if let Some((back, last)) = files.last().copied().filter(|(_, last)| *last > state.applied) {
+        let path = layers.join(file_name(back, last));
+        if (back, last) != (state.applied, state.applied.next()) {
             let problem = format!(
                 "undo layer {last} lies past epoch {}, which the state says is applied; the state file is not this \
                  replica's or went back; start a new replica",
@@ -98,44 +102,52 @@ pub(crate) fn open(
             rolled_back = Some(last);
         }
         remove(&*storage, path, &mut removed)?;
-        epochs.pop();
+        files.pop();
     }
-    while let Some(epoch) = epochs.first().copied().filter(|epoch| *epoch < state.floor) {
-        remove(&*storage, layers.join(crate::layer::file_name(epoch)), &mut removed)?;
-        epochs.remove(0);
+    if state.floor == Epoch::NONE && !files.is_empty() {
+        let problem = format!("it has {} undo layers before its first recovery point", files.len());
+        return Err(ReplicaError::unusable(&layers, problem));
+    }
+    let mut known = catalogue::read(&*storage, dir, group, state.generation, state.applied)?;
+    let catalogued = known.len();
+    let chain = read_chain(&*storage, &layers, &state, &files, &mut known)?;
+    let uncatalogued = (chain.len() + known.len()).saturating_sub(catalogued - known.len());
+    let kept: HashSet<(Epoch, Epoch)> = chain.iter().map(|layer| (layer.back(), layer.epoch())).collect();
+    for (back, epoch) in files.iter().filter(|file| !kept.contains(file)) {
+        remove(&*storage, layers.join(file_name(*back, *epoch)), &mut removed)?;
     }
     if !removed.is_empty() {
         storage.sync_dir(&layers).context("sync directory", &layers)?;
     }
-    if state.floor == Epoch::NONE && !epochs.is_empty() {
-        let problem = format!("it has {} undo layers before its first recovery point", epochs.len());
-        return Err(ReplicaError::unusable(&layers, problem));
-    }
-
-    let (readable, damaged) = read_layers(&*storage, &layers, &state)?;
-    let first = readable.first().map_or(state.applied.next(), Layer::epoch);
-    let leftovers = epochs.into_iter().filter(|epoch| *epoch < first);
-    let leftovers = leftovers.map(|epoch| (epoch, layers.join(crate::layer::file_name(epoch)))).collect();
+    let damaged = chain
+        .iter()
+        .filter_map(|layer| Some(DamagedLayer { epoch: layer.epoch(), problem: layer.damage()?.to_owned() }));
     let report = OpenReport {
         group,
         generation: state.generation,
         applied: state.applied,
         rolled_back,
+        damaged: damaged.collect(),
         removed,
-        damaged,
     };
-    let shared = Shared {
+    let mut shared = Shared {
         generation: state.generation,
         applied: state.applied,
         cut_time: state.cut_time,
         floor: state.floor,
-        layers: readable.into_iter().map(Arc::new).collect(),
+        layers: chain.into(),
+        spans: find_spans(&*storage, &spans, &state)?,
         images,
         volumes: state.volumes.clone(),
+        pins: pins::read(&*storage, dir, group)?,
+        bad_blocks: bad_blocks(&*storage, dir, group)?,
         ..Shared::default()
     };
+    let newest_damaged = shared.layers.iter().rev().find(|layer| layer.damage().is_some()).cloned();
+    shared.damaged = newest_damaged;
     let core = Core::new(storage, dir, group, lock, shared);
-    Ok(Opened { core, state, state_file, leftovers, report })
+    core.uncatalogued.store(uncatalogued, Ordering::Relaxed);
+    Ok(Opened { core, state, state_file, report })
 }
 
 pub(crate) fn lock(storage: &dyn Storage, dir: &Path) -> Result<Arc<dyn StorageFile>, ReplicaError> {
@@ -224,61 +236,131 @@ fn open_images(
     Ok(images)
 }
 
-/// The epochs that have a layer file, in order.
-pub(crate) fn layer_epochs(storage: &dyn Storage, layers: &Path) -> Result<Vec<Epoch>, ReplicaError> {
+/// The layer files, by epoch and then by where they lead back to.
+pub(crate) fn layer_files(storage: &dyn Storage, layers: &Path) -> Result<Vec<(Epoch, Epoch)>, ReplicaError> {
     let names = storage.list(layers).context("list", layers)?;
-    let mut epochs: Vec<Epoch> = names.iter().filter_map(|name| parse_file_name(name)).collect();
-    epochs.sort_unstable();
-    Ok(epochs)
+    let mut files: Vec<(Epoch, Epoch)> = names.iter().filter_map(|name| parse_file_name(name)).collect();
+    files.sort_unstable_by_key(|(back, epoch)| (*epoch, *back));
+    Ok(files)
 }
 
-/// The readable layers up to the applied epoch, oldest first, and what is wrong with those before them.
-fn read_layers(
+/// The layers that lead from the applied epoch back to the floor, oldest first, each to the one before. Of several that begin at the
+/// same epoch the one that leads furthest back is taken, for it is what thinning made of the others. What is damaged or
+/// missing has something in its place that says so.
+fn read_chain(
     storage: &dyn Storage,
     layers: &Path,
     state: &State,
-) -> Result<(Vec<Layer>, Vec<DamagedLayer>), ReplicaError> {
-    let mut readable: Vec<Layer> = Vec::new();
-    let mut damaged = Vec::new();
-    if state.floor == Epoch::NONE {
-        return Ok((readable, damaged));
-    }
-    for epoch in (state.floor.0..=state.applied.0).rev().map(Epoch) {
-        let path = layers.join(crate::layer::file_name(epoch));
-        let problem = match Layer::open(storage, &path) {
-            Ok(mut layer) => match check_layer(&layer, state, epoch) {
-                Ok(()) => {
-                    // Layers that agree on the volumes share one table.
-                    if let Some(newer) = readable.last()
-                        && newer.header.meta.volumes == layer.header.meta.volumes
-                    {
-                        layer.header.meta.volumes = newer.header.meta.volumes.clone();
-                    }
-                    readable.push(layer);
-                    continue;
+    files: &[(Epoch, Epoch)],
+    known: &mut catalogue::Known,
+) -> Result<Vec<Arc<Layer>>, ReplicaError> {
+    let mut chain: Vec<Arc<Layer>> = Vec::new();
+    let Some(generation) = state.generation.filter(|_| state.floor > Epoch::NONE) else { return Ok(chain) };
+    let mut at = state.applied;
+    while at >= state.floor {
+        let first = files.partition_point(|(_, epoch)| *epoch < at);
+        let candidates = files[first..].iter().take_while(|(_, epoch)| *epoch == at);
+        let mut found = None;
+        let mut problem = "the file is missing".to_owned();
+        // Where the next older one is, when this one cannot be told from.
+        let mut back = files[..first].last().map_or(Epoch(state.floor.0 - 1), |(_, epoch)| *epoch);
+        for (candidate, _) in candidates {
+            match open_layer(storage, layers, state, (*candidate, at), known)? {
+                Ok(layer) => {
+                    found = Some(layer);
+                    break;
                 }
-                Err(problem) => problem,
-            },
-            Err(ReplicaError::Corrupt { problem, .. }) => problem,
-            Err(ReplicaError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                "the file is missing".to_owned()
+                Err(why) => (problem, back) = (why, *candidate),
             }
-            Err(other) => return Err(other),
+        }
+        let layer = match found {
+            Some(mut layer) => {
+                // Layers that agree on the volumes share one table.
+                if let Some(newer) = chain.last()
+                    && newer.header.meta.volumes == layer.header.meta.volumes
+                {
+                    layer.header.meta.volumes = newer.header.meta.volumes.clone();
+                }
+                layer
+            }
+            None => {
+                let header = Header::unreadable(state.group, generation, back, at);
+                let layer = Layer::new(header, layers.join(file_name(back, at)));
+                layer.mark_damaged(&problem);
+                layer
+            }
         };
-        damaged.push(DamagedLayer { epoch, problem });
-        break;
+        at = layer.back();
+        chain.push(Arc::new(layer));
     }
-    readable.reverse();
-    Ok((readable, damaged))
+    chain.reverse();
+    Ok(chain)
+}
+
+/// A layer, or what is wrong with it.
+fn open_layer(
+    storage: &dyn Storage,
+    layers: &Path,
+    state: &State,
+    (back, epoch): (Epoch, Epoch),
+    known: &mut catalogue::Known,
+) -> Result<Result<Layer, String>, ReplicaError> {
+    let path = layers.join(file_name(back, epoch));
+    let opened = match known.remove(&(back, epoch)) {
+        Some(header) => Ok(Layer::of_catalogue(header, path)),
+        None => Layer::open(storage, &path),
+    };
+    match opened {
+        Ok(layer) => Ok(check_layer(&layer, state, back, epoch).map(|()| layer)),
+        Err(ReplicaError::Corrupt { problem, .. }) => Ok(Err(problem)),
+        Err(other) => Err(other),
+    }
+}
+
+/// What scrubbing found damaged. Without it, the next scrub finds it again.
+fn bad_blocks(storage: &dyn Storage, dir: &Path, group: GroupId) -> Result<BadByVolume, ReplicaError> {
+    match bad::read(storage, dir, group) {
+        Err(error @ ReplicaError::Corrupt { .. }) => {
+            tracing::error!(%error, "the list of damaged blocks is not known; scrub the replica");
+            Ok(BadByVolume::new())
+        }
+        other => other,
+    }
+}
+
+/// The spans that a view may use. The others are removed.
+fn find_spans(
+    storage: &dyn Storage,
+    dir: &Path,
+    state: &State,
+) -> Result<BTreeMap<(Epoch, u32), Arc<Span>>, ReplicaError> {
+    let mut spans = BTreeMap::new();
+    for name in storage.list(dir).context("list", dir)? {
+        let path = dir.join(&name);
+        let useful = |(first, level): &(Epoch, u32)| {
+            *first > state.floor && first.0 + span::length(*level) - 1 <= state.applied.0
+        };
+        match span::parse_file_name(&name).filter(useful) {
+            Some((first, level)) => {
+                spans.insert((first, level), Arc::new(Span::new(first, level, path)));
+            }
+            None => storage.remove(&path).context("remove span", &path)?,
+        }
+    }
+    Ok(spans)
 }
 
 /// Whether a layer is the one that its name says, of this replica.
-pub(crate) fn check_layer(layer: &Layer, state: &State, epoch: Epoch) -> Result<(), String> {
+pub(crate) fn check_layer(layer: &Layer, state: &State, back: Epoch, epoch: Epoch) -> Result<(), String> {
     let meta = &layer.header.meta;
-    if meta.group != state.group || Some(meta.generation) != state.generation || meta.epoch != epoch {
+    let found = (meta.epoch, layer.back());
+    if meta.group != state.group || Some(meta.generation) != state.generation || found != (epoch, back) {
         return Err(format!(
-            "it is the layer of epoch {} of generation {} of {:?}",
-            meta.epoch, meta.generation, meta.group
+            "it is the layer from epoch {} back to {} of generation {} of {:?}",
+            meta.epoch,
+            layer.back(),
+            meta.generation,
+            meta.group
         ));
     }
     Ok(())
@@ -302,10 +384,9 @@ fn roll_back_file(
     };
     let file = storage.open(path, OpenMode::Read).context("open undo layer", path)?;
     let layer = Layer::open(storage, path).map_err(refused)?;
-    check_layer(&layer, state, state.applied.next())
+    check_layer(&layer, state, state.applied, state.applied.next())
         .map_err(|problem| refused(ReplicaError::corrupt(path, problem)))?;
-    let index = layer.index(&*file).map_err(refused)?;
-    roll_back(&*file, &layer, &index, state, images).map_err(refused)
+    roll_back(&file, &layer, state, images).map_err(refused)
 }
 
 /// Puts back what an epoch overwrote, durably. The layer stays, so a crash on the way is repaired by doing it again.
@@ -316,78 +397,29 @@ fn roll_back_file(
 /// 3. file images are cut to the size they had (else a volume would seem to have grown) and synced;
 /// 4. only then may the caller remove the layer (else a crash leaves a half-applied epoch that nothing tells of).
 pub(crate) fn roll_back(
-    file: &dyn StorageFile,
+    file: &Arc<dyn StorageFile>,
     layer: &Layer,
-    index: &Index,
     state: &State,
     images: &HashMap<VolumeId, Arc<Image>>,
 ) -> Result<(), ReplicaError> {
-    for (_, entries) in index.volumes() {
-        for_each_run(file, &layer.path, entries, |_, _| Ok(()))?;
+    let trees: Vec<VolumeId> = layer.header.trees().map(|(volume, _)| volume).collect();
+    for volume in &trees {
+        for_each_run(&**file, &layer.path, layer.entries(*volume, file.clone()), |_, _| Ok(()))?;
     }
-    for (volume, entries) in index.volumes() {
-        let Some(known) = state.volume(volume) else {
+    for volume in &trees {
+        let Some(known) = state.volume(*volume) else {
             // New in this epoch: it had no content, and what it has now is dropped when it comes again.
             continue;
         };
-        let image = images.get(&volume).expect("a volume of the state has an image");
+        let image = images.get(volume).expect("a volume of the state has an image");
         let mut cursor = DataCursor::default();
-        for_each_run(file, &layer.path, entries, |entry, data| match data {
-            Some(data) => image.write(data, entry.start()),
-            None => image.zero(entry.start(), entry.length(), &mut cursor),
+        let entries = layer.entries(*volume, file.clone());
+        for_each_run(&**file, &layer.path, entries, |entry, data| match data {
+            Some(data) => image.write(data, entry.offset()),
+            None => image.zero(entry.offset(), entry.length(), &mut cursor),
         })?;
         image.cut(known.info.size.0)?;
         image.sync()?;
     }
     Ok(())
-}
-
-/// Calls `each` with every entry and its data, checked; `None` for zeroes.
-pub(crate) fn for_each_run(
-    file: &dyn StorageFile,
-    path: &Path,
-    entries: &[Entry],
-    mut each: impl FnMut(&Entry, Option<&[u8]>) -> Result<(), ReplicaError>,
-) -> Result<(), ReplicaError> {
-    let mut buffer = Vec::new();
-    let mut rest = entries;
-    while let Some(first) = rest.first() {
-        if first.is_zeroes() {
-            each(first, None)?;
-            rest = &rest[1..];
-            continue;
-        }
-        let mut count = 1;
-        let mut length = first.length();
-        while let Some(next) = rest.get(count)
-            && next.position == first.position + length
-            && length + next.length() <= IMAGE_BATCH_BYTES.0
-        {
-            length += next.length();
-            count += 1;
-        }
-        buffer.resize(length as usize, 0);
-        file.read_exact_at(&mut buffer, first.position).context("read undo layer", path)?;
-        let mut data = &buffer[..];
-        for entry in &rest[..count] {
-            let (run, after) = data.split_at(entry.length() as usize);
-            check_run(entry, run, path)?;
-            each(entry, Some(run))?;
-            data = after;
-        }
-        rest = &rest[count..];
-    }
-    Ok(())
-}
-
-pub(crate) fn check_run(entry: &Entry, data: &[u8], path: &Path) -> Result<(), ReplicaError> {
-    if crc32c::crc32c(data) == entry.crc {
-        return Ok(());
-    }
-    let problem = format!(
-        "checksum of the {} bytes at byte {} does not match (damaged)",
-        entry.length(),
-        entry.position
-    );
-    Err(ReplicaError::corrupt(path, problem))
 }

@@ -1,47 +1,62 @@
+//! Which recovery points are kept.
+
 use std::time::Duration;
 
-use block::{Epoch, UnixNanos};
+use block::{ByteCount, Epoch, UnixNanos};
 
-use crate::POINTS_MAX;
+use crate::{POINTS_MAX, Policy};
 
-/// Which recovery points are kept. The newest always is.
+/// Which recovery points are kept. The newest always is, and so are pinned ones.
 ///
-/// Points go from the oldest on: the next point becomes the *floor*, the state file says so, and layers before it are
-/// leftovers that are removed when no view needs them. Nothing is rewritten, the floor's own old content is merely
-/// not used any more.
-///
-/// Thinning in the middle will drop point k by merging layers k and k+1 into one that leads from k+1 to k-1: for a
-/// block in both, layer k's content wins, for it is the older. The merged layer takes the name and the meaning of k+1,
-/// so it is written beside that name, made durable and renamed over it; only then is layer k removed. A crash between
-/// the two leaves a layer k that k+1 no longer needs, which its header must say (a "leads back to" epoch, now always
-/// the one before), and opening removes it. A view between k-1 and k+1 must hold the old files until it ends, as it
-/// does now for a dropped floor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What goes at the old end is forgotten: the next point becomes the *floor*, the state file says so, and layers before it are
+/// leftovers that are removed when no view needs them. Apply does that for number and age. What goes in the middle is merged with
+/// the layer after it, by [`crate::GroupReplica::maintain`], which does all else.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// At most this many points; at least 1 is kept, and never more than [`POINTS_MAX`].
+    /// At most this many points besides pinned ones, the newest; at least 1 is kept, and never more than [`POINTS_MAX`].
     pub points_max: usize,
     /// Points older than this go. Age is measured from the newest point's cut, or from this machine's clock where
     /// that is earlier: neither a source that stays silent nor one whose clock jumps ahead drops what can be kept.
     pub age_max: Option<Duration>,
+    /// Which are kept for how long; `None`: all.
+    pub policy: Option<Policy>,
+    /// The most that undo layers may take. Past it the oldest point that is not pinned goes, and so on; so what goes first does not
+    /// depend on the policy. What pinned points and the newest need stays, even when it is more.
+    pub space_max: Option<ByteCount>,
 }
 
+/// How much of the space limit is used when there is a warning, in percent.
+pub const SPACE_WARNING_PERCENT: u64 = 90;
+
 impl Default for Retention {
-    /// 1000 points, of any age.
+    /// 1000 points, of any age and size.
     fn default() -> Retention {
-        Retention { points_max: 1000, age_max: None }
+        Retention { points_max: 1000, age_max: None, policy: None, space_max: None }
     }
 }
 
+/// From when age is measured.
+pub(crate) fn reference(newest: UnixNanos, now: UnixNanos) -> UnixNanos {
+    newest.min(now)
+}
+
 impl Retention {
-    /// The oldest of the points (in order, with their cut times) to keep; `None` when there is no point.
-    pub(crate) fn floor(&self, points: &[(Epoch, UnixNanos)], now: UnixNanos) -> Option<Epoch> {
-        let (_, newest) = *points.last()?;
-        let reference = newest.min(now);
-        let excess = points.len().saturating_sub(self.points_max.clamp(1, POINTS_MAX));
-        let kept = points[excess..]
-            .iter()
-            .find(|(_, cut)| self.age_max.is_none_or(|age_max| reference.since(*cut) <= age_max));
-        kept.or(points.last()).map(|(epoch, _)| *epoch)
+    /// The oldest of the points (in order, with their cut times) to keep by number and age; `None` when there is no point.
+    /// There are at most so many.
+    pub(crate) fn floor(
+        &self,
+        points: impl DoubleEndedIterator<Item = (Epoch, UnixNanos)> + Clone,
+        at_most: usize,
+        now: UnixNanos,
+    ) -> Option<Epoch> {
+        let (newest, newest_cut) = points.clone().next_back()?;
+        let reference = reference(newest_cut, now);
+        let limit = self.points_max.clamp(1, POINTS_MAX);
+        // Counting looks at every layer, which each epoch should not.
+        let excess = if at_most > limit { points.clone().count().saturating_sub(limit) } else { 0 };
+        let young = |cut| self.age_max.is_none_or(|age_max| reference.since(cut) <= age_max);
+        let kept = points.skip(excess).find(|(_, cut)| young(*cut));
+        Some(kept.map_or(newest, |(epoch, _)| epoch))
     }
 }
 
@@ -59,8 +74,10 @@ mod tests {
     }
 
     fn floor(points_max: usize, age_max: Option<u64>, cuts: &[u64], now: u64) -> Option<u64> {
-        let retention = Retention { points_max, age_max: age_max.map(Duration::from_secs) };
-        retention.floor(&points(cuts), UnixNanos(now * SECOND)).map(|epoch| epoch.0)
+        let retention =
+            Retention { points_max, age_max: age_max.map(Duration::from_secs), ..Retention::default() };
+        let points = points(cuts);
+        retention.floor(points.iter().copied(), points.len(), UnixNanos(now * SECOND)).map(|epoch| epoch.0)
     }
 
     #[test]

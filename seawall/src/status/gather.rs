@@ -51,6 +51,8 @@ pub(crate) struct GroupView {
     pub(crate) replicas: Vec<VolumeSummary>,
     /// Counters of the agent, when it has reported.
     pub(crate) capture: Option<CaptureFigures>,
+    /// What a person should know of the replica.
+    pub(crate) warnings: Vec<String>,
     /// Every stage with its state, in the order of the way.
     pub(crate) stages: Vec<Stage>,
     /// The state that matters most.
@@ -170,6 +172,7 @@ fn group_view(
         oldest_point: target.and_then(|(group, _)| group.oldest_point.clone()),
         volumes: report.map(|report| report.volumes.clone()).unwrap_or_default(),
         replicas: target.map(|(group, _)| group.volumes.clone()).unwrap_or_default(),
+        warnings: target.map(|(group, _)| group.warnings.clone()).unwrap_or_default(),
         capture: report.map(|report| figures(report, report_age.unwrap_or_default())),
         stages,
         state,
@@ -322,6 +325,9 @@ pub(crate) mod tests {
             consistency: Consistency::Crash,
             note: PointNote::default(),
             changed_bytes: ByteCount(4096),
+            pin: None,
+            kept_for: None,
+            unusable: None,
         };
         let group = TargetGroup {
             group: GroupId([1; 16]),
@@ -340,6 +346,7 @@ pub(crate) mod tests {
             apply_ms_p99: 1.0,
             state: StateCode::Replicating,
             last_error: None,
+            warnings: vec!["undo layers take 9.0 GiB of at most 10.0 GiB".into()],
         };
         TargetServerStatus {
             exports: Vec::new(),

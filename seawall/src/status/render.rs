@@ -141,6 +141,9 @@ fn group_text(group: &GroupView) -> String {
         let _ = writeln!(out, "{table}");
     }
 
+    for warning in &group.warnings {
+        let _ = writeln!(out, "Warning:    {warning}");
+    }
     for stage in &group.stages {
         if stage.state.severity() > Severity::Good || stage.last_error.is_some() {
             let error =
@@ -169,6 +172,7 @@ mod tests {
             "/dev/vdb",
             "capture mode data",
             "Capture:    eBPF with",
+            "Warning:    undo layers take 9.0 GiB",
         ] {
             assert!(good.contains(expected), "{expected} in\n{good}");
         }

@@ -5,7 +5,7 @@ use super::support::{
 };
 use block::{Consistency, Epoch, Generation, GroupId};
 use bytes::Bytes;
-use control::{OperatorRequest, PointSelector, StateCode};
+use control::{DeleteReply, OperatorRequest, PinReply, PointSelector, StateCode};
 use seawall_target_server::{StartError, TargetServer, verify};
 use wire::{RefusalCode, Role, WireError, connect};
 
@@ -37,7 +37,7 @@ async fn epochs_become_points_that_can_be_read() {
     }
     let error = site.view(PointSelector::Epoch(Epoch(1))).await.unwrap_err();
     assert_eq!(code(&error), RefusalCode::NotFound);
-    assert!(error.to_string().contains("no recovery point 1"));
+    assert!(error.to_string().contains("no recovery point 1 of group"), "{error}");
     site.server.take().unwrap().shutdown().await;
     let report = verify(&site.config.data, GROUP).unwrap();
     assert_eq!((report.problems.len(), report.layers.len()), (0, 19));
@@ -242,6 +242,82 @@ async fn stopping_keeps_what_was_acknowledged() {
     }
     let last = *site.points().await.last().unwrap();
     assert!(site.view(PointSelector::Latest).await.unwrap() == content(last));
+}
+
+/// Pins, deleting and scrubbing over the wire, with what is refused by name.
+#[tokio::test]
+async fn operators_pin_delete_and_scrub() {
+    let mut site = Site::new().await;
+    site.deliver((1..=9).map(epochal)).await;
+    let pin = |point, label: Option<&str>| OperatorRequest::Pin {
+        group: GROUP,
+        point,
+        label: label.map(|label| label.parse().unwrap()),
+        expires: None,
+    };
+    let delete = |epoch| OperatorRequest::DeletePoint { group: GROUP, epoch: Epoch(epoch) };
+    let answer = site.ask(&pin(PointSelector::Epoch(Epoch(4)), Some("audit"))).await.unwrap();
+    let pinned: PinReply = serde_json::from_str(&answer).unwrap();
+    assert_eq!((pinned.point.epoch, pinned.point.pin.unwrap().label.unwrap().as_str()), (Epoch(4), "audit"));
+    for (request, says) in [
+        (delete(4), "it is pinned"),
+        (delete(9), "it is the newest"),
+        (
+            delete(40),
+            "there is no recovery point 40 of group 01010101010101010101010101010101; the nearest is 9",
+        ),
+        (pin(PointSelector::Epoch(Epoch(30)), None), "there is no recovery point 30"),
+        (OperatorRequest::Unpin { group: GROUP, point: PointSelector::Latest }, "it is not pinned"),
+        (
+            OperatorRequest::Pin {
+                group: GROUP,
+                point: PointSelector::Latest,
+                label: None,
+                expires: Some(block::UnixNanos(1)),
+            },
+            "its expiry lies in the past",
+        ),
+    ] {
+        let error = site.ask(&request).await.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    for epoch in [1, 6] {
+        let answer = site.ask(&delete(epoch)).await.unwrap();
+        assert_eq!(serde_json::from_str::<DeleteReply>(&answer).unwrap().epoch, Epoch(epoch));
+    }
+    site.restart().await;
+    assert_eq!(site.points().await, [2, 3, 4, 5, 7, 8, 9]);
+    for epoch in [2, 4, 5, 7] {
+        assert!(
+            site.view(PointSelector::Epoch(Epoch(epoch))).await.unwrap() == content(epoch),
+            "epoch {epoch}"
+        );
+    }
+    let listed: control::PointsReply =
+        serde_json::from_str(&site.ask(&OperatorRequest::Points { group: Some(GROUP) }).await.unwrap())
+            .unwrap();
+    let kept: Vec<_> =
+        listed.groups[0].points.iter().map(|point| point.kept_for.as_deref().unwrap()).collect();
+    assert_eq!(kept, ["all", "all", "pinned", "all", "all", "all", "newest"]);
+
+    assert!(site.scrub().await.findings.is_empty());
+    // A bit of the layer that leads from 5 to 4 flips.
+    let layer = site.config.data.join(GROUP.to_string()).join("layers/00000000000000000005.layer");
+    let mut bytes = std::fs::read(&layer).unwrap();
+    bytes[4500] ^= 1;
+    std::fs::write(&layer, &bytes).unwrap();
+    let report = site.scrub().await;
+    assert_eq!(report.findings.len(), 1, "{report:?}");
+    assert_eq!((report.findings[0].points, report.findings[0].points_count), (Some((Epoch(2), Epoch(4))), 3));
+    let error = site.view(PointSelector::Epoch(Epoch(4))).await.unwrap_err();
+    assert_eq!(code(&error), RefusalCode::Corrupt, "{error}");
+    assert!(site.view(PointSelector::Epoch(Epoch(5))).await.unwrap() == content(5));
+    let status = site.status().await;
+    let group = &status.groups[0];
+    assert!(group.warnings.iter().any(|warning| warning.contains("3 recovery points cannot be viewed")));
+    assert!(group.warnings.iter().any(|warning| warning.contains("00000000000000000005.layer")));
+    assert_eq!(group.oldest_point.as_ref().unwrap().epoch, Epoch(5));
+    assert_eq!(group.state, StateCode::WaitingForAgent, "replication is not concerned");
 }
 
 /// A replica that does not open stops its group and no other.

@@ -7,7 +7,9 @@ use block::{ByteCount, ByteOffset, Consistency, Epoch, Generation, GroupId, Unix
 use bytes::Bytes;
 use changeset::{Fold, GroupKey, Level, SealOptions, Stamp, VolumeInfo, seal};
 use control::{OperatorRequest, PointsReply, ServerStatus, TargetServerStatus};
-use seawall_target_server::{Config, GroupConfig, Handle, RetentionConfig, TargetServer, ViewEnd, ViewHash};
+use seawall_target_server::{
+    Config, GroupConfig, Handle, RetentionConfig, TargetServer, UpkeepConfig, ViewEnd, ViewHash,
+};
 use wire::{Authority, Credentials, Held, Identity, Operator, Receipts, Role, Sender, WireError, connect};
 
 pub(crate) const GROUP: GroupId = GroupId([1; 16]);
@@ -40,6 +42,7 @@ impl Site {
             id,
             key: write_key(dir.path(), id),
             retention: RetentionConfig::default(),
+            upkeep: UpkeepConfig::default(),
             devices: Vec::new(),
         });
         let config = Config {
@@ -117,6 +120,18 @@ impl Site {
         let json = self.ask(&OperatorRequest::Points { group: Some(GROUP) }).await.unwrap();
         let reply: PointsReply = serde_json::from_str(&json).unwrap();
         reply.groups[0].points.iter().map(|point| point.epoch.0).collect()
+    }
+
+    /// Scrubs everything of the group.
+    pub(crate) async fn scrub(&self) -> control::ScrubReply {
+        let request = serde_json::to_string(&OperatorRequest::Scrub { group: GROUP, volume: None }).unwrap();
+        let credentials = self.credentials("operator");
+        let mut reader =
+            Operator::stream(&self.addr(), Role::TargetServer, &credentials, &request).await.unwrap();
+        while let Some((_, line)) = reader.next().await.unwrap() {
+            serde_json::from_slice::<control::ScrubProgressInfo>(&line).unwrap();
+        }
+        serde_json::from_str(reader.tail().unwrap()).unwrap()
     }
 
     /// Reads a view over the wire; checks its end against what came.

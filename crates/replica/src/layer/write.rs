@@ -5,21 +5,23 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{BLOCK_BYTES, SECTOR_BYTES};
+use block::{BLOCK_BYTES, Epoch, SECTOR_BYTES};
 use durable::{OpenMode, Storage, StorageFile};
 
 use super::format::{self, Header, Meta};
-use super::index::{ENTRY_BYTES, Entry, Index};
-use super::{Layer, TEMPORARY_SUFFIX};
+use super::{Entry, Layer, TEMPORARY_SUFFIX};
+use crate::bad::BadBlocks;
 use crate::bytes::is_zero;
 use crate::error::Context;
 use crate::image::{DataCursor, Image, Segment};
+use crate::tree::{Kind, TreeWriter};
 use crate::{LAYER_BATCH_BYTES, LAYER_SPLITS_MAX, RUN_BYTES_MAX, ReplicaError, SLICES_MAX, SPARE_BYTES_MAX};
 
 /// What is used for one layer after another.
 #[derive(Default)]
 pub(crate) struct Scratch {
     buffer: Vec<u8>,
+    entries: Vec<Entry>,
     /// A file that is a layer no more. Writing over it spares the medium to find new blocks, and the kernel new pages.
     spare: Option<PathBuf>,
 }
@@ -54,7 +56,7 @@ pub(crate) struct LayerWriter<'a> {
     note_bytes: usize,
     /// Where the next data goes.
     position: u64,
-    entries: Vec<Entry>,
+    entries: &'a mut Vec<Entry>,
     counts: Box<[u64]>,
     volume: usize,
     buffer: &'a mut [u8],
@@ -71,16 +73,15 @@ impl<'a> LayerWriter<'a> {
         meta: Meta,
         scratch: &'a mut Scratch,
     ) -> Result<LayerWriter<'a>, ReplicaError> {
-        let path = dir.join(format::file_name(meta.epoch));
-        let mut temporary = path.clone().into_os_string();
-        temporary.push(TEMPORARY_SUFFIX);
-        let temporary = PathBuf::from(temporary);
+        let path = dir.join(format::file_name(Epoch(meta.epoch.0 - 1), meta.epoch));
+        let temporary = temporary(&path);
         if let Some(spare) = scratch.spare.take() {
             storage.rename(&spare, &temporary).context("reuse undo layer", &spare)?;
         }
         let file =
             storage.open(&temporary, OpenMode::CreateOrOpen).context("create undo layer", &temporary)?;
         scratch.buffer.resize(LAYER_BATCH_BYTES.0 as usize, 0);
+        scratch.entries.clear();
         let note_bytes = changeset::encode_note(&meta.note).len();
         Ok(LayerWriter {
             storage,
@@ -89,7 +90,7 @@ impl<'a> LayerWriter<'a> {
             file,
             position: format::data_position(meta.volumes.len(), note_bytes),
             note_bytes,
-            entries: Vec::new(),
+            entries: &mut scratch.entries,
             counts: vec![0; meta.volumes.len()].into(),
             meta,
             volume: 0,
@@ -99,16 +100,46 @@ impl<'a> LayerWriter<'a> {
         })
     }
 
-    /// Keeps what the image holds in a range of a volume. Volumes come in the order of the table, ranges in order.
+    /// Keeps what the image holds in a range of a volume. Volumes come in the order of the table, ranges in order. What is kept of
+    /// blocks that are known to be damaged is marked, so that no view takes it for what was.
     pub(crate) fn keep(
         &mut self,
         volume: usize,
         range: Range<u64>,
         image: &Image,
         cursor: &mut DataCursor,
+        bad_blocks: Option<&BadBlocks>,
     ) -> Result<(), ReplicaError> {
         debug_assert!(volume >= self.volume, "volumes come in order");
         self.volume = volume;
+        let mut at = range.start;
+        for block in bad_blocks.into_iter().flat_map(|bad| bad.within(blocks(&range))) {
+            let (start, end) = ((block * BLOCK_BYTES).max(at), ((block + 1) * BLOCK_BYTES).min(range.end));
+            self.keep_sound(at..start, image, cursor)?;
+            self.keep_bad(start..end, image)?;
+            at = end;
+        }
+        self.keep_sound(at..range.end, image, cursor)
+    }
+
+    fn keep_bad(&mut self, range: Range<u64>, image: &Image) -> Result<(), ReplicaError> {
+        self.flush()?;
+        let length = (range.end - range.start) as usize;
+        image.read(&mut self.buffer[..length], range.start)?;
+        self.used = length;
+        self.push_data(range, 0);
+        if let Some(entry) = self.entries.last_mut() {
+            entry.known_bad = true;
+        }
+        Ok(())
+    }
+
+    fn keep_sound(
+        &mut self,
+        range: Range<u64>,
+        image: &Image,
+        cursor: &mut DataCursor,
+    ) -> Result<(), ReplicaError> {
         let mut at = range.start;
         while at < range.end {
             match cursor.segment(image, at)? {
@@ -191,6 +222,7 @@ impl<'a> LayerWriter<'a> {
             position: self.position,
             sectors: (length as u64 / SECTOR_BYTES) as u32,
             crc,
+            known_bad: false,
         });
         self.counts[self.volume] += 1;
         self.position += length as u64;
@@ -251,34 +283,68 @@ impl<'a> LayerWriter<'a> {
     /// 2. they are made durable (else the name could lead to a torn layer, which is taken for damage);
     /// 3. the file takes its name in one step;
     /// 4. the name is made durable (else the images could be changed without a way back).
-    pub(crate) fn finish(&mut self) -> Result<(Layer, Arc<Index>), ReplicaError> {
+    pub(crate) fn finish(&mut self) -> Result<Layer, ReplicaError> {
         self.flush()?;
-        let mut index = vec![0; self.entries.len() * ENTRY_BYTES];
-        for (bytes, entry) in index.chunks_exact_mut(ENTRY_BYTES).zip(&self.entries) {
-            entry.encode(bytes);
-        }
-        let header = Header {
+        let mut header = Header {
+            back: Epoch(self.meta.epoch.0 - 1),
+            gone: Box::default(),
             data_bytes: self.position - format::data_position(self.meta.volumes.len(), self.note_bytes),
             note_bytes: self.note_bytes,
             entries: self.counts.clone(),
-            index_crc: crc32c::crc32c(&index),
-            file_bytes: self.position + index.len() as u64,
+            index_crc: 0,
+            file_bytes: 0,
+            kind: Kind::Paged,
             meta: self.meta.clone(),
         };
-        let head = header.encode();
-        let gap = vec![0; header.data_position() as usize - head.len()];
-        self.file.write_all_at(&index, self.position).context("write undo layer index", &self.temporary)?;
-        self.file
-            .write_all_vectored_at(&[IoSlice::new(&head), IoSlice::new(&gap)], 0)
-            .context("write undo layer header", &self.temporary)?;
-        if self.file.len().context("measure undo layer", &self.temporary)? != header.file_bytes {
-            self.file.set_len(header.file_bytes).context("cut undo layer", &self.temporary)?;
+        let mut index = Vec::new();
+        let mut first = 0;
+        let trees: Vec<_> = header.trees().filter(|(_, shape)| shape.records > 0).collect();
+        for (_, shape) in trees {
+            let base = index.len();
+            index.resize(base + shape.bytes::<Entry>() as usize, 0);
+            let mut tree = TreeWriter::new::<Entry>(&shape);
+            let mut sink = |position: u64, bytes: &[u8]| {
+                let at = base + (position - shape.base) as usize;
+                index[at..at + bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            };
+            for entry in &self.entries[first..first + shape.records as usize] {
+                tree.push(entry, &mut sink)?;
+            }
+            let crc = tree.finish(&mut sink)?;
+            header.index_crc = crc32c::crc32c_append(header.index_crc, &crc.to_le_bytes());
+            first += shape.records as usize;
         }
-        self.file.sync_data().context("sync undo layer", &self.temporary)?;
+        header.file_bytes = self.position + index.len() as u64;
+        self.file.write_all_at(&index, self.position).context("write undo layer index", &self.temporary)?;
+        seal(&*self.file, &header, &self.temporary)?;
         self.storage.rename(&self.temporary, &self.path).context("name undo layer", &self.path)?;
         let dir = self.path.parent().expect("a layer lies in a directory");
         self.storage.sync_dir(dir).context("sync directory", dir)?;
-        let index = Arc::new(Index::new(&header, std::mem::take(&mut self.entries)));
-        Ok((Layer::new(header, self.path.clone(), Arc::downgrade(&index)), index))
+        Ok(Layer::new(header, self.path.clone()))
     }
+}
+
+/// The blocks that a range of bytes touches.
+pub(crate) fn blocks(range: &Range<u64>) -> Range<u64> {
+    range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)
+}
+
+/// What a file is called until it is complete.
+pub(crate) fn temporary(path: &Path) -> PathBuf {
+    let mut temporary = path.to_owned().into_os_string();
+    temporary.push(TEMPORARY_SUFFIX);
+    PathBuf::from(temporary)
+}
+
+/// Gives a layer whose data and index were written its header, and makes it durable.
+pub(super) fn seal(file: &dyn StorageFile, header: &Header, temporary: &Path) -> Result<(), ReplicaError> {
+    let head = header.encode();
+    let gap = vec![0; header.data_position() as usize - head.len()];
+    file.write_all_vectored_at(&[IoSlice::new(&head), IoSlice::new(&gap)], 0)
+        .context("write undo layer header", temporary)?;
+    if file.len().context("measure undo layer", temporary)? != header.file_bytes {
+        file.set_len(header.file_bytes).context("cut undo layer", temporary)?;
+    }
+    file.sync_data().context("sync undo layer", temporary)
 }

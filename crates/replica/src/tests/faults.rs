@@ -108,7 +108,7 @@ fn a_failing_disk_poisons_until_opened_again() {
 }
 
 fn flip(storage: &CrashStorage, epoch: u64, at: u64) {
-    let path = layers_dir(&dir()).join(file_name(Epoch(epoch)));
+    let path = layers_dir(&dir()).join(file_name(Epoch(epoch - 1), Epoch(epoch)));
     let file = storage.open(&path, OpenMode::ReadWrite).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
@@ -126,11 +126,22 @@ fn a_damaged_layer_costs_the_points_before_it_and_no_more() {
     let (replica, report) = open(&storage, 9).unwrap();
     assert_eq!(report.damaged.len(), 1);
     assert_eq!(report.damaged[0].epoch, Epoch(4));
-    model.points.retain(|epoch, _| *epoch > Epoch(4));
-    model.check(&replica, 9);
-    assert!(matches!(replica.view(volume_id(0), Epoch(3)), Err(ReplicaError::NoSuchPoint { .. })));
+    let unusable: Vec<(u64, bool)> =
+        replica.points().iter().map(|point| (point.epoch.0, point.unusable.is_some())).collect();
+    // Nobody knows whether 4 was a point.
+    assert_eq!(unusable, [(1, true), (2, true), (3, true), (5, false), (6, false)]);
+    assert!(replica.points()[0].unusable.as_ref().unwrap().contains("4.layer is damaged: header checksum"));
+    let error = replica.view(volume_id(0), Epoch(3)).unwrap_err();
+    assert!(matches!(error, ReplicaError::UnusablePoint { .. }), "{error}");
+    let error = replica.view(volume_id(0), Epoch(4)).unwrap_err();
+    assert!(matches!(error, ReplicaError::NoSuchPoint { nearest: Some(Epoch(5)), .. }), "{error}");
     model.step(&steps.step(Consistency::Crash, &SECTORS, 8, 30)).apply(&replica).unwrap();
-    model.check(&replica, 9);
+    for epoch in 5..=7 {
+        for volume in 0..2 {
+            let view = replica.view(volume_id(volume), Epoch(epoch)).unwrap();
+            check_view(&view, &model.points[&Epoch(epoch)].1[volume]);
+        }
+    }
     drop(replica);
     // Retention that passes the damaged one removes it.
     let (replica, _) = open(&storage, 2).unwrap();
@@ -175,7 +186,7 @@ fn a_roll_back_that_cannot_be_done_is_refused_before_it_begins() {
             storage.stop_at(storage.operations() + at);
             made.apply(&replica).unwrap_err();
             let crashed = storage.crash(1);
-            let layer = layers_dir(&dir()).join(file_name(Epoch(4)));
+            let layer = layers_dir(&dir()).join(file_name(Epoch(3), Epoch(4)));
             crashed.exists(&layer).unwrap().then_some((crashed, at))
         })
         .unwrap();

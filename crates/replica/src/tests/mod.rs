@@ -7,3 +7,6 @@ mod golden;
 mod model;
 mod random;
 mod refusals;
+mod retain;
+mod scrub;
+mod upkeep;

@@ -1,6 +1,6 @@
 //! The oracle: a full copy of every volume at every point.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) fn dir() -> std::path::PathBuf {
 
 pub(crate) fn options(points_max: usize) -> Options {
     Options {
-        retention: Retention { points_max, age_max: None },
+        retention: Retention { points_max, ..Retention::default() },
         clock: || UnixNanos(u64::MAX),
         ..Options::default()
     }
@@ -35,6 +35,17 @@ pub(crate) fn open(
     points_max: usize,
 ) -> Result<(GroupReplica, OpenReport), ReplicaError> {
     GroupReplica::open(Arc::new(storage.clone()) as Arc<dyn Storage>, data(), GROUP, options(points_max))
+}
+
+/// With a policy, and whatever number of points.
+pub(crate) fn open_policy(
+    storage: &CrashStorage,
+    policy: &str,
+) -> Result<(GroupReplica, OpenReport), ReplicaError> {
+    let retention =
+        Retention { points_max: 1_000_000, policy: Some(policy.parse().unwrap()), ..Retention::default() };
+    let options = Options { retention, ..options(1) };
+    GroupReplica::open(Arc::new(storage.clone()) as Arc<dyn Storage>, data(), GROUP, options)
 }
 
 pub(crate) fn volume_id(index: usize) -> VolumeId {
@@ -191,6 +202,23 @@ impl Model {
                 Err(ReplicaError::NoSuchVolume { .. })
             ));
         }
+    }
+}
+
+impl Model {
+    /// Compares everything that the replica offers, whichever points that are, with what was. The newest is among them.
+    pub(crate) fn check_offered(&self, replica: &GroupReplica) -> BTreeSet<Epoch> {
+        assert_eq!(replica.applied().1, self.epoch);
+        let points = replica.points();
+        assert_eq!(points.last().map(|point| point.epoch), self.points.keys().next_back().copied());
+        for point in &points {
+            let (consistency, volumes) = &self.points[&point.epoch];
+            assert_eq!((point.consistency, &point.unusable), (*consistency, &None));
+            for (index, content) in volumes.iter().enumerate() {
+                check_view(&replica.view(volume_id(index), point.epoch).unwrap(), content);
+            }
+        }
+        points.iter().map(|point| point.epoch).collect()
     }
 }
 

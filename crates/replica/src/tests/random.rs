@@ -99,7 +99,7 @@ fn an_open_view_outlives_its_point() {
             check_view(view, content);
         }
     }
-    let files = || crate::recover::layer_epochs(&storage, &crate::shared::layers_dir(&dir())).unwrap().len();
+    let files = || crate::recover::layer_files(&storage, &crate::shared::layers_dir(&dir())).unwrap().len();
     // The view at 2 needs those after it, up to 9.
     assert_eq!(files(), 7);
     drop(views);

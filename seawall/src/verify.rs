@@ -1,0 +1,170 @@
+//! `seawall verify`: every kind of file that the servers keep, while they do not run.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use block::GroupId;
+use serde::Serialize;
+
+use crate::cli::VerifyOptions;
+use crate::scrub::DAMAGED;
+use crate::text;
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+struct Findings {
+    sound: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<CacheFindings>,
+    replicas: Vec<ReplicaFindings>,
+}
+
+#[derive(Debug, Serialize)]
+struct CacheFindings {
+    directory: String,
+    segments: usize,
+    bytes: u64,
+    changesets: u64,
+    problems: Vec<String>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ReplicaFindings {
+    group: GroupId,
+    applied: u64,
+    points: usize,
+    layers: usize,
+    spans: u64,
+    bytes: u64,
+    problems: Vec<String>,
+    notes: Vec<String>,
+}
+
+pub(crate) fn run(options: &VerifyOptions) -> anyhow::Result<ExitCode> {
+    let dir = options.place.find()?;
+    let (process, target) =
+        (dir.join("process-server/process-server.toml"), dir.join("target-server/target-server.toml"));
+    ensure!(
+        process.is_file() || target.is_file(),
+        "verify: neither {} nor {} is there; name the directory of a server on this machine with --dir",
+        process.display(),
+        target.display()
+    );
+    let mut findings = Findings::default();
+    if process.is_file() && options.group.is_none() {
+        let config = seawall_process_server::Config::load(&process)?;
+        let cache = config.process_server.cache;
+        // A cache that was never used has nothing to verify.
+        if cache.is_dir() {
+            findings.cache = Some(verify_cache(&cache)?);
+        }
+    }
+    if target.is_file() {
+        let config = seawall_target_server::Config::load(&target)?;
+        let groups = config.groups.iter().map(|group| group.id);
+        let groups: Vec<GroupId> = groups.filter(|id| options.group.is_none_or(|only| only == *id)).collect();
+        ensure!(
+            !groups.is_empty(),
+            "verify: {} has no group {}",
+            target.display(),
+            options.group.map(|group| group.to_string()).unwrap_or_default()
+        );
+        for group in groups {
+            // A group of which nothing has arrived yet has no files.
+            if config.data.join(group.to_string()).is_dir() {
+                findings.replicas.push(verify_replica(&config.data, group)?);
+            }
+        }
+    }
+    let cache_sound = findings.cache.as_ref().is_none_or(|cache| cache.problems.is_empty());
+    findings.sound = cache_sound && findings.replicas.iter().all(|replica| replica.problems.is_empty());
+    let shown = match options.json {
+        true => format!("{}\n", serde_json::to_string(&findings)?),
+        false => render(&findings),
+    };
+    text::say(&shown)?;
+    Ok(if findings.sound { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+}
+
+fn verify_cache(cache: &std::path::Path) -> anyhow::Result<CacheFindings> {
+    let report = seawall_process_server::verify(cache)
+        .with_context(|| format!("verify the cache {}; stop the process server first", cache.display()))?;
+    let mut notes = Vec::new();
+    if report.torn_tail {
+        notes.push(
+            "the log ends in a torn write, as a crash leaves it; nothing acknowledged was in it".to_owned(),
+        );
+    }
+    if report.half_received > 0 {
+        notes.push(format!("{} half-received changesets, to be discarded", report.half_received));
+    }
+    Ok(CacheFindings {
+        directory: cache.display().to_string(),
+        segments: report.segments,
+        bytes: report.bytes.get(),
+        changesets: report.groups.iter().map(|group| group.changesets).sum(),
+        problems: report.damages.iter().map(ToString::to_string).collect(),
+        notes,
+    })
+}
+
+fn verify_replica(data: &std::path::Path, group: GroupId) -> anyhow::Result<ReplicaFindings> {
+    let report = seawall_target_server::verify(data, group)
+        .with_context(|| format!("verify the replica of group {group}; stop the target server first"))?;
+    Ok(ReplicaFindings {
+        group,
+        applied: report.applied.0,
+        points: report.layers.iter().filter(|layer| layer.consistency.is_point()).count(),
+        layers: report.layers.len(),
+        spans: report.spans,
+        bytes: report.layers.iter().map(|layer| layer.bytes.get()).sum(),
+        problems: report.problems,
+        notes: report.notes,
+    })
+}
+
+fn render(findings: &Findings) -> String {
+    let mut shown = String::new();
+    let list = |shown: &mut String, problems: &[String], notes: &[String]| {
+        for note in notes {
+            let _ = writeln!(shown, "  Note: {note}");
+        }
+        for problem in problems {
+            let _ = writeln!(shown, "  DAMAGED: {problem}");
+        }
+    };
+    if let Some(cache) = &findings.cache {
+        let _ = writeln!(
+            shown,
+            "Cache {}: {} segments, {} changesets, {}",
+            cache.directory,
+            cache.segments,
+            cache.changesets,
+            block::ByteCount(cache.bytes)
+        );
+        list(&mut shown, &cache.problems, &cache.notes);
+    }
+    for replica in &findings.replicas {
+        let _ = writeln!(
+            shown,
+            "Replica of group {}: epoch {} applied, {} recovery points, {} undo layers of {}, {} spans",
+            replica.group,
+            replica.applied,
+            replica.points,
+            replica.layers,
+            block::ByteCount(replica.bytes),
+            replica.spans
+        );
+        list(&mut shown, &replica.problems, &replica.notes);
+    }
+    let end = match findings.sound {
+        true => {
+            "All is sound. What images hold is compared by `seawall scrub`, while the target server runs."
+        }
+        false => "Something is DAMAGED.",
+    };
+    let _ = writeln!(shown, "{end}");
+    shown
+}
