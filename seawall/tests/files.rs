@@ -225,8 +225,7 @@ fn kernel_files_come_out_of_every_file_system() {
 /// kill -9 in the middle of a copy: no mount, no loop device, no helper is left.
 fn killed_leaves_nothing(dir: &Path) {
     let before = mounts();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
-    command.env("SEAWALL_DIR", dir.join("site")).current_dir(dir);
+    let mut command = support::command(dir);
     command.args([
         "files",
         "get",

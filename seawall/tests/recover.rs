@@ -124,8 +124,8 @@ struct Exporting(Child, Value);
 
 impl Exporting {
     fn start(dir: &Path, args: &[&str]) -> Exporting {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
-        command.env("SEAWALL_DIR", dir.join("site")).current_dir(dir).arg("export").args(args).arg("--json");
+        let mut command = support::command(dir);
+        command.arg("export").args(args).arg("--json");
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -93,6 +93,8 @@ fn killed(system: &System, volume: &str) -> anyhow::Result<()> {
     let mut command = Command::new(program("seawall")?);
     command.args(["boot", volume, "--point", "latest", "--accel", "tcg", "--firmware", "bios", "--dir"]);
     command.arg(system.dir().join("seawall")).stdin(Stdio::null()).stdout(Stdio::piped());
+    // What it leaves when it is killed goes with the test.
+    command.env("TMPDIR", system.dir());
     let mut child = command.stderr(Stdio::null()).spawn()?;
     let mut console = child.stdout.take().context("a console")?;
     // The kernel's first words.

@@ -11,9 +11,14 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) fn seawall(dir: &Path, args: &[&str]) -> Output {
+    command(dir).args(args).output().unwrap()
+}
+
+/// The command, in the test's directory, which also takes what it would leave elsewhere when it is killed.
+pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
-    command.env("SEAWALL_DIR", dir.join("site")).current_dir(dir).args(args);
-    command.output().unwrap()
+    command.env("SEAWALL_DIR", dir.join("site")).env("TMPDIR", dir).current_dir(dir);
+    command
 }
 
 pub(crate) fn text(output: &Output) -> String {
