@@ -1,5 +1,9 @@
 //! What capture costs the application: fio's random writes at full saturation, native and captured in turn, with direct I/O
 //! on a loop device. Value and limit are IOPS (4 KiB) or MB/s (64 KiB); the ratio is what the application keeps.
+//!
+//! `capture_100mb`: the mean latency of 100 MB/s of writes in 64 KiB, captured against native, with the spread of the native
+//! rounds beside it. `capture_1500mb`: what a disk in memory takes of 1.5 GB/s while it is captured with the ring of the
+//! default configuration; writes that the ring had no room for are told.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,9 +23,21 @@ use seawall_benches::{quick, result};
 
 const DISK_BYTES: u64 = 1 << 30;
 
+#[derive(Clone, Copy)]
 struct Measured {
     rate: f64,
+    mean_us: f64,
     p99_us: f64,
+}
+
+/// What fio does.
+#[derive(Clone, Copy)]
+struct Load {
+    kind: &'static str,
+    size: &'static str,
+    depth: u32,
+    seconds: Option<u64>,
+    mb_per_s: Option<u32>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,43 +51,94 @@ fn main() -> anyhow::Result<()> {
     FileSystem::Ext4.make(disk.device())?;
     let mount = Mount::new(disk.device(), &dir.path().join("mnt"), "defaults")?;
     let file = mount.point().join("file");
-    fio(&file, "write", "1m", 8, None)?;
+    fio(&file, Load { kind: "write", size: "1m", depth: 8, seconds: None, mb_per_s: None })?;
     let (rounds, seconds) = if quick() { (2, 2) } else { (7, 4) };
     for (name, size, data, unit) in [
         ("capture_4k_data", "4k", true, "IOPS"),
         ("capture_4k_bitmap", "4k", false, "IOPS"),
         ("capture_64k_data", "64k", true, "MB/s"),
     ] {
-        let (mut native, mut captured) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            native.push(fio(&file, "randwrite", size, 16, Some(seconds))?);
-            let follower = Follower::start(disk.device(), data)?;
-            captured.push(fio(&file, "randwrite", size, 16, Some(seconds))?);
+        let load = Load { kind: "randwrite", size, depth: 16, seconds: Some(seconds), mb_per_s: None };
+        let rounds = Rounds::run(name, disk.device(), &file, load, data, rounds)?;
+        println!("{name}: p99 latency {:.2} times native", rounds.ratio(|one| one.p99_us));
+        // The limit is what the native median would be if every round had had the median ratio.
+        let value = median(rounds.captured.iter().map(|one| one.rate));
+        result(name, value, unit, value / rounds.ratio(|one| one.rate))?;
+    }
+
+    let load = Load { kind: "randwrite", size: "64k", depth: 4, seconds: Some(seconds), mb_per_s: Some(100) };
+    let slow = Rounds::run("capture_100mb", disk.device(), &file, load, true, rounds)?;
+    let native = median(slow.native.iter().map(|one| one.mean_us));
+    let spread = slow.native.iter().map(|one| one.mean_us / native);
+    println!(
+        "capture_100mb: native rounds were {:.2} to {:.2} times their median",
+        spread.clone().fold(f64::INFINITY, f64::min),
+        spread.fold(0.0, f64::max)
+    );
+    // Less is better, so that the ratio is native to captured.
+    result("capture_100mb", native, "us native", native * slow.ratio(|one| one.mean_us))?;
+    mount.unmount()?;
+
+    let memory = tempfile::tempdir_in("/dev/shm")?;
+    let disk = LoopDisk::create(&memory.path().join("disk.img"), DISK_BYTES)?;
+    let load = Load { kind: "write", size: "256k", depth: 16, seconds: Some(seconds), mb_per_s: Some(1500) };
+    let fill = Load { size: "1m", seconds: None, mb_per_s: None, ..load };
+    fio(disk.device(), fill)?;
+    let fast = Rounds::run("capture_1500mb", disk.device(), disk.device(), load, true, rounds)?;
+    println!(
+        "capture_1500mb: {} of about {:.0} writes missed by a full ring; native {:.0} MB/s",
+        fast.missed_ring,
+        fast.captured.iter().map(|one| one.rate * 1e6 / 262_144.0 * seconds as f64).sum::<f64>(),
+        median(fast.native.iter().map(|one| one.rate))
+    );
+    result("capture_1500mb", median(fast.captured.iter().map(|one| one.rate)), "MB/s", 1500.0)
+}
+
+/// Native and captured in turn.
+struct Rounds {
+    native: Vec<Measured>,
+    captured: Vec<Measured>,
+    missed_ring: u64,
+}
+
+impl Rounds {
+    fn run(
+        name: &str,
+        disk: &Path,
+        file: &Path,
+        load: Load,
+        data: bool,
+        count: usize,
+    ) -> anyhow::Result<Rounds> {
+        let mut rounds = Rounds { native: Vec::new(), captured: Vec::new(), missed_ring: 0 };
+        for _ in 0..count {
+            rounds.native.push(fio(file, load)?);
+            let follower = Follower::start(disk, data)?;
+            rounds.captured.push(fio(file, load)?);
             let status = follower.stop()?;
             ensure!(status.losses == 0, "tracking was lost: {status:?}");
             if status.missed_ring > 0 {
                 println!("{name}: {} writes missed by a full ring", status.missed_ring);
             }
+            rounds.missed_ring += status.missed_ring;
         }
-        let ratio = |of: fn(&Measured) -> f64| {
-            let mut ratios: Vec<f64> = native.iter().zip(&captured).map(|(n, c)| of(c) / of(n)).collect();
-            ratios.sort_by(f64::total_cmp);
-            ratios[ratios.len() / 2]
-        };
-        let median = |list: &[Measured]| {
-            let mut rates: Vec<f64> = list.iter().map(|one| one.rate).collect();
-            rates.sort_by(f64::total_cmp);
-            rates[rates.len() / 2]
-        };
-        println!("{name}: p99 latency {:.2} times native", ratio(|one| one.p99_us));
-        // The limit is what the native median would be if every round had had the median ratio.
-        let value = median(&captured);
-        result(name, value, unit, value / ratio(|one| one.rate))?;
+        Ok(rounds)
     }
-    Ok(())
+
+    /// The median of captured to native, round by round.
+    fn ratio(&self, of: fn(&Measured) -> f64) -> f64 {
+        median(self.native.iter().zip(&self.captured).map(|(native, captured)| of(captured) / of(native)))
+    }
 }
 
-fn fio(file: &Path, kind: &str, size: &str, depth: u32, seconds: Option<u64>) -> anyhow::Result<Measured> {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn fio(file: &Path, load: Load) -> anyhow::Result<Measured> {
+    let Load { kind, size, depth, seconds, mb_per_s } = load;
     let mut command = Command::new("fio");
     command.args(["--name=bench", "--size=512M", "--ioengine=libaio", "--direct=1", "--output-format=json"]);
     command.arg(format!("--filename={}", file.display())).arg(format!("--rw={kind}"));
@@ -79,14 +146,18 @@ fn fio(file: &Path, kind: &str, size: &str, depth: u32, seconds: Option<u64>) ->
     if let Some(seconds) = seconds {
         command.args(["--time_based", &format!("--runtime={seconds}")]);
     }
+    if let Some(rate) = mb_per_s {
+        command.args([&format!("--rate={rate}m"), "--kb_base=1000"]);
+    }
     let output = command.output().context("run fio: is it installed?")?;
     ensure!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).context("read fio's answer")?;
     let write = &json["jobs"][0]["write"];
     let rate =
         if size == "4k" { write["iops"].as_f64() } else { write["bw_bytes"].as_f64().map(|bw| bw / 1e6) };
+    let mean_us = write["clat_ns"]["mean"].as_f64().unwrap_or(0.0) / 1e3;
     let p99 = write["clat_ns"]["percentile"]["99.000000"].as_f64().unwrap_or(0.0) / 1e3;
-    Ok(Measured { rate: rate.context("fio's rate")?, p99_us: p99 })
+    Ok(Measured { rate: rate.context("fio's rate")?, mean_us, p99_us: p99 })
 }
 
 /// Follows the disk as the agent does, without sealing: what is measured is capture.

@@ -7,16 +7,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use block::GroupId;
+use anyhow::Context;
+use block::Epoch;
 use capture::Buffer;
-use changeset::GroupKey;
 use scratch::LoopDisk;
-use seawall_agent::{Agent, AgentConfig};
-use seawall_benches::{Pair, compare, data};
-use seawall_process_server::ProcessServer;
-use seawall_target_server::TargetServer;
-use wire::{Authority, Identity, Role};
+use seawall_benches::{Pair, Way, compare, data};
 
 const DISK_BYTES: u64 = 1 << 30;
 
@@ -57,66 +52,10 @@ fn fill(image: &Path) -> anyhow::Result<()> {
 }
 
 async fn replicate(dir: &Path, device: &Path, source: &str) -> anyhow::Result<Duration> {
-    let authority = Authority::create(&dir.join("ca"))?;
-    let group = GroupId([9; 16]);
-    for (role, name, member) in [
-        (Role::Agent, "agent", Some(group)),
-        (Role::ProcessServer, "process", None),
-        (Role::TargetServer, "target", None),
-    ] {
-        authority.issue(&Identity::new(role, name, member)?, &dir.join(name))?;
-    }
-    let key = GroupKey::generate()?.to_hex();
-    for name in ["agent", "target"] {
-        let path = dir.join(name).join("group.key");
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?
-            .write_all_at(key.as_bytes(), 0)?;
-    }
-    let write = |name: &str, text: String| -> anyhow::Result<std::path::PathBuf> {
-        let path = dir.join(name).join("config.toml");
-        fs::write(&path, text)?;
-        Ok(path)
-    };
-    let target = write(
-        "target",
-        format!(
-            "listen = \"127.0.0.1:0\"\ncredentials = \".\"\ndata = \"data\"\n[[group]]\nid = \"{group}\"\nkey = \"group.key\"\n"
-        ),
-    )?;
-    let target = TargetServer::start(seawall_target_server::Config::load(&target)?).await?;
-    let process = write(
-        "process",
-        format!(
-            "[process_server]\nlisten = \"127.0.0.1:0\"\ncredentials = \".\"\ncache = \"cache\"\ncache_bytes = \"4GiB\"\n\
-             [[group]]\nid = \"{group}\"\ntargets = [\"{}\"]\n",
-            target.local_addr()
-        ),
-    )?;
-    let process = ProcessServer::start(seawall_process_server::Config::load(&process)?).await?;
-    let agent = write(
-        "agent",
-        format!(
-            "[agent]\ngroup = \"{group}\"\ngroup_key = \"group.key\"\ncredentials = \".\"\nprocess_server = \"{}\"\n\
-             source = \"{source}\"\n[[volume]]\nname = \"disk\"\ndevice = \"{}\"\n",
-            process.local_addr(),
-            device.display()
-        ),
-    )?;
-    let config = AgentConfig::load(&agent)?;
-    let began = Instant::now();
-    let agent = tokio::task::block_in_place(|| Agent::start(config))?;
-    while target.status().groups.iter().all(|group| group.newest_point.is_none()) {
-        ensure!(began.elapsed() < Duration::from_secs(120), "no recovery point: {:?}", agent.report());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let took = began.elapsed();
+    let way = Way::start(dir, device, source).await?;
+    let (took, agent) = way.replicate(Epoch::NONE).await?;
     tokio::task::block_in_place(|| agent.shutdown());
-    process.shutdown().await?;
-    target.shutdown().await;
+    way.shutdown().await?;
     Ok(took)
 }
 

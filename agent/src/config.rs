@@ -7,6 +7,7 @@ use capture::{DeviceName, TrackerLimits};
 use serde::{Deserialize, Deserializer};
 
 use crate::application::ApplicationSection;
+use crate::limits::LimitsSection;
 
 /// The shortest and the longest epoch interval, in milliseconds.
 pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
@@ -29,6 +30,9 @@ pub struct AgentConfig {
     /// Points that more than a power cut could have left.
     #[serde(default)]
     pub application: ApplicationSection,
+    /// What the agent may take of the machine and of the way.
+    #[serde(default)]
+    pub limits: LimitsSection,
 }
 
 /// `[agent]`.
@@ -217,6 +221,7 @@ impl AgentConfig {
                 return Err(format!("volume name {:?} is used twice", volume.name));
             }
         }
+        self.limits.check()?;
         self.application.check()
     }
 
@@ -270,6 +275,8 @@ mod tests {
             ("hook_timeout_ms = 30000", "hook_timeout_ms = 1", "hook_timeout_ms = 1"),
             ("consistency = \"application\"", "consistency = \"crash\"", "every epoch_interval_ms"),
             ("leave_out = [\"/", "leave_out = [\"", "not an absolute path"),
+            ("cpu_percent = 100", "cpu_percent = 4", "cpu_percent = 4"),
+            ("from = \"08:00\"", "from = \"8 am\"", "no time of day"),
             ("POSTGRESQL_DATA =", "\"A B\" =", "not the name of a variable"),
             ("POSTGRESQL_DATA =", "SEAWALL_LABEL =", "the agent's own"),
         ] {

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block::{Epoch, UnixNanos};
+use jiff::Timestamp;
 use wire::{Credentials, Receipts, Retry, Role, Sender, WireError};
 
 use crate::config::AgentConfig;
-use crate::outbox::{Mismatch, Outbox};
+use crate::limits::{Pacer, Schedule};
+use crate::outbox::{Entry, Mismatch, Outbox};
 use crate::report::Reports;
 
 /// How often the process server is told how the agent is.
@@ -86,11 +88,18 @@ async fn session(
     retry.succeeded();
     reports.connected();
     tracing::info!(server = config.agent.process_server, held = held.held.0, "delivering");
+    let way = Way {
+        sender,
+        reports,
+        reported: Instant::now() - REPORT_EVERY,
+        schedule: Schedule::new(&config.limits),
+        pacer: Pacer::new(Instant::now()),
+    };
     // A refusal tells more than the broken connection that follows it, so receipts are looked at first.
     tokio::select! {
         biased;
         ended = acknowledge(receipts, outbox) => ended,
-        ended = send(sender, held.held, outbox, reports) => ended,
+        ended = way.run(held.held, outbox) => ended,
     }
 }
 
@@ -107,29 +116,68 @@ async fn acknowledge(mut receipts: Receipts, outbox: &Outbox) -> Ended {
     }
 }
 
-async fn send(mut sender: Sender, mut after: Epoch, outbox: &Outbox, reports: &Reports) -> Ended {
-    let mut tick = tokio::time::interval(REPORT_EVERY);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    loop {
-        let sent = tokio::select! {
-            entry = outbox.next(after) => {
-                after = entry.epoch;
-                let sent = sender.deliver(entry.epoch, entry.bytes, entry.pieces).await;
-                if sent.is_ok() {
-                    reports.sent(entry.bytes);
+/// The sending half of a session.
+struct Way<'a> {
+    sender: Sender,
+    reports: &'a Reports,
+    reported: Instant,
+    schedule: Schedule,
+    pacer: Pacer,
+}
+
+impl Way<'_> {
+    async fn run(mut self, mut after: Epoch, outbox: &Outbox) -> Ended {
+        loop {
+            let wait = REPORT_EVERY.saturating_sub(self.reported.elapsed());
+            let sent = tokio::select! {
+                entry = outbox.next(after) => {
+                    after = entry.epoch;
+                    let sent = self.deliver(&entry).await;
+                    if sent.is_ok() {
+                        self.reports.sent(entry.bytes);
+                    }
+                    sent
                 }
-                sent
+                () = tokio::time::sleep(wait) => self.report().await,
+            };
+            if let Err(error) = sent {
+                return error.into();
             }
-            _ = tick.tick() => match serde_json::to_string(&reports.latest()) {
-                Ok(json) => sender.report(&json).await,
-                Err(error) => {
-                    tracing::error!(%error, "encode the status report");
-                    Ok(())
-                }
-            },
-        };
-        if let Err(error) = sent {
-            return error.into();
         }
+    }
+
+    async fn report(&mut self) -> Result<(), WireError> {
+        self.reported = Instant::now();
+        match serde_json::to_string(&self.reports.latest()) {
+            Ok(json) => self.sender.report(&json).await,
+            Err(error) => {
+                tracing::error!(%error, "encode the status report");
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends a changeset, no faster than the limit of the hour.
+    async fn deliver(&mut self, entry: &Entry) -> Result<(), WireError> {
+        if self.schedule.bandwidth(Timestamp::now()).is_none() {
+            return self.sender.deliver(entry.epoch, entry.bytes, entry.pieces.iter().cloned()).await;
+        }
+        self.sender.begin(entry.epoch, entry.bytes).await?;
+        for piece in &entry.pieces {
+            let mut piece = piece.clone();
+            while !piece.is_empty() {
+                // Asked again and again: the hour may change while a large one is sent.
+                let rate = self.schedule.bandwidth(Timestamp::now());
+                let slice = piece.split_to(rate.map_or(piece.len(), Pacer::slice).min(piece.len()));
+                if let Some(rate) = rate {
+                    tokio::time::sleep(self.pacer.wait(Instant::now(), slice.len(), rate)).await;
+                }
+                self.sender.data(slice).await?;
+                if self.reported.elapsed() >= REPORT_EVERY {
+                    self.report().await?;
+                }
+            }
+        }
+        self.sender.end().await
     }
 }

@@ -9,7 +9,9 @@ use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use capture::{Progress, Source};
 use changeset::{Fold, VolumeInfo};
 
+use crate::compare::Comparisons;
 use crate::config::AgentConfig;
+use crate::limits::Processor;
 use crate::order::{Orders, Serving};
 use crate::outbox::Outbox;
 use crate::report::Reports;
@@ -37,11 +39,13 @@ pub(crate) struct Engine {
     next_take_up: Instant,
     pub(crate) source: Box<dyn Source>,
     presence: Arc<Presence>,
+    comparisons: Arc<Comparisons>,
     pub(crate) sealer: Sealer,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) orders: Arc<Orders>,
     pub(crate) serving: Serving,
     reports: Arc<Reports>,
+    processor: Processor,
     stop: Arc<AtomicBool>,
     interval: Duration,
     memory: ByteCount,
@@ -52,12 +56,12 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(
         config: &AgentConfig,
-        (source, volumes): (Box<dyn Source>, &Volumes),
+        (source, volumes, comparisons): (Box<dyn Source>, &Volumes, Arc<Comparisons>),
         sealer: Sealer,
         outbox: Arc<Outbox>,
         orders: Arc<Orders>,
         reports: Arc<Reports>,
-        stop: Arc<AtomicBool>,
+        (processor, stop): (Processor, Arc<AtomicBool>),
     ) -> Engine {
         let interval = Duration::from_millis(config.agent.epoch_interval_ms);
         let memory = config.agent.epoch_memory_bytes;
@@ -69,11 +73,13 @@ impl Engine {
             next_take_up: Instant::now(),
             source,
             presence: volumes.presence.clone(),
+            comparisons,
             sealer,
             outbox,
             orders,
             serving,
             reports,
+            processor,
             stop,
             interval,
             memory,
@@ -100,6 +106,7 @@ impl Engine {
                 self.acknowledged = held;
                 self.source.acknowledged(held);
             }
+            self.serve_resyncs();
             let served = self.serve(progress);
             let now = Instant::now();
             let due = now >= next_cut;
@@ -116,7 +123,10 @@ impl Engine {
                 self.reports.update(&*self.source, &self.outbox, self.memory_used());
                 self.take_up_growth(now);
             }
-            if progress == Progress::Busy || cut || served {
+            let rest = self.processor.rest().filter(|_| !self.serving.is_urgent());
+            if let Some(rest) = rest {
+                self.orders.sleep(rest);
+            } else if progress == Progress::Busy || cut || served {
                 sleep = IDLE_SLEEP.0;
             } else {
                 let until_cut = next_cut.saturating_duration_since(now).max(IDLE_SLEEP.0);
@@ -139,7 +149,7 @@ impl Engine {
         self.next_take_up = now + TAKE_UP_PAUSE;
         tracing::info!(volume = volume.name, from = %info.size, "a disk has grown: following it in its new size");
         self.source.release();
-        match source::open(&self.config, &self.volumes) {
+        match source::open(&self.config, &self.volumes, &self.comparisons) {
             Ok(opened) => {
                 // What the open epoch held is among what is read again.
                 self.source = opened.source;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::config::AgentConfig;
 use anyhow::{Context, bail, ensure};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -90,6 +91,14 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Hook>> {
     );
     hooks.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(hooks)
+}
+
+/// The names of the hooks that a configuration means, in the order in which they run.
+///
+/// # Errors
+/// When one of them would not be run: somebody else could put something in its place.
+pub fn check_hooks(config: &AgentConfig) -> anyhow::Result<Vec<String>> {
+    Ok(list(&config.application.hooks)?.into_iter().map(|hook| hook.name).collect())
 }
 
 /// Letters, digits, hyphens and underscores: what editors and packages leave beside a file has other characters.

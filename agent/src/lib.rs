@@ -2,7 +2,7 @@
 //!
 //! Rooms: `config` reads the file; `volumes` finds the disks; `engine` is the thread that drives the source and decides when
 //! to cut; `seal` turns folds into changesets; `outbox` holds them until the process server has them durably; `deliver`
-//! talks to it; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
+//! talks to it; `compare` asks the target, through it, what need not be sent; `limits` is what it may take of the machine and the way; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
 //! applications, `freeze` freezes filesystems, `order` is the way from there to the engine; `socket` is how root of this
 //! machine asks.
 //!
@@ -15,11 +15,13 @@
 
 mod application;
 mod check;
+mod compare;
 mod config;
 mod deliver;
 mod engine;
 mod freeze;
 mod hooks;
+mod limits;
 mod order;
 mod outbox;
 mod point;
@@ -30,26 +32,33 @@ mod source;
 mod volumes;
 
 pub use application::{ApplicationSection, BUDGET_MS, ENVIRONMENT_MAX, EVERY_S, HOOK_TIMEOUT_MS};
+pub use capture::DeviceName;
 pub use check::{CheckReport, check};
 pub use config::{
     AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, RING_BYTES_MAX,
     SourceChoice, TRACKING_FOLDER, VolumeConfig,
 };
 pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
+pub use hooks::check_hooks;
 pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};
+pub use limits::{BANDWIDTH_MIN, CPU_PERCENT_MIN, Day, LimitsSection, SCHEDULE_MAX, Window};
 pub use socket::CONVERSATIONS_MAX;
 pub use source::probe;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context;
 use changeset::GroupKey;
 use control::AgentReport;
+use parking_lot::Mutex;
 use wire::Credentials;
 
+use crate::compare::Comparisons;
 use crate::engine::Engine;
+use crate::limits::Processor;
 use crate::order::Orders;
 use crate::outbox::Outbox;
 use crate::report::Reports;
@@ -57,16 +66,16 @@ use crate::socket::Socket;
 use crate::source::Opened;
 use crate::volumes::Volumes;
 
+/// How often it is looked whether a disk that was taken away is there again.
+const LOOK_FOR_DISKS_EVERY: Duration = Duration::from_secs(1);
+
 /// A running agent. Dropping it stops it; the kernel goes on tracking if `keep_tracking` is set.
+///
+/// When a disk that was taken away is back, under whatever name, the agent starts anew, which goes on with the other disks
+/// and reads that one.
 pub struct Agent {
-    stop: Arc<AtomicBool>,
-    reports: Arc<Reports>,
-    threads: Vec<JoinHandle<()>>,
-    /// Keeps the disks from other agents.
-    _volumes: Volumes,
-    delivery: tokio::task::JoinHandle<()>,
-    /// `None` when it cannot be had; the agent does its work without it.
-    socket: Option<Socket>,
+    parts: Arc<Mutex<Parts>>,
+    watch: tokio::task::JoinHandle<()>,
 }
 
 impl Agent {
@@ -75,67 +84,141 @@ impl Agent {
     /// # Errors
     /// When the configuration names what cannot be used: a disk, a key, credentials.
     pub fn start(config: AgentConfig) -> anyhow::Result<Agent> {
+        let parts = Arc::new(Mutex::new(Parts::start(&config)?));
+        let watch = tokio::spawn(watch_disks(Arc::downgrade(&parts), config));
+        Ok(Agent { parts, watch })
+    }
+
+    /// What the agent says of itself, at most a second old.
+    pub fn report(&self) -> AgentReport {
+        self.parts.lock().reports.latest()
+    }
+
+    /// Stops capture and delivery. What was not delivered is read again from the disks at the next start.
+    pub fn shutdown(self) {
+        // As dropping does.
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.watch.abort();
+        self.parts.lock().end();
+    }
+}
+
+async fn watch_disks(parts: Weak<Mutex<Parts>>, config: AgentConfig) {
+    let config = Arc::new(config);
+    loop {
+        tokio::time::sleep(LOOK_FOR_DISKS_EVERY).await;
+        let (parts, config) = (parts.clone(), config.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let Some(parts) = parts.upgrade() else { return };
+            let mut parts = parts.lock();
+            if !parts.ended && parts.volumes.presence.any_gone() && volumes::all_there(&config) {
+                tracing::info!("a disk that was taken away is back: starting anew with it");
+                parts.start_anew(&config);
+            }
+        });
+        // A panic in there has reported itself; there is nothing to start anew then.
+        let _ = looked.await;
+    }
+}
+
+/// What an agent is made of.
+struct Parts {
+    stop: Arc<AtomicBool>,
+    reports: Arc<Reports>,
+    threads: Vec<JoinHandle<()>>,
+    /// Keeps the disks from other agents.
+    volumes: Volumes,
+    delivery: tokio::task::JoinHandle<()>,
+    comparing: tokio::task::JoinHandle<()>,
+    /// `None` when it cannot be had; the agent does its work without it.
+    socket: Option<Socket>,
+    /// For good.
+    ended: bool,
+}
+
+impl Parts {
+    fn start(config: &AgentConfig) -> anyhow::Result<Parts> {
         let credentials =
             Credentials::load(&config.agent.credentials).context("load the agent's credentials")?;
         let key = GroupKey::load(&config.agent.group_key).context("load the group's key")?;
-        let mut volumes = volumes::settle(&config)?;
-        let Opened { source, mut notes, resumed } = source::open(&config, &volumes.list)?;
+        let thawed = freeze::thaw_left(&point::freeze_marker(config));
+        let mut volumes = volumes::settle(config)?;
+        let comparisons = Arc::new(Comparisons::new(config, &key, &volumes.list));
+        let Opened { source, mut notes, resumed } = source::open(config, &volumes.list, &comparisons)?;
         notes.append(&mut volumes.notes);
+        notes.extend(thawed);
         let stop = Arc::new(AtomicBool::new(false));
         let outbox = Arc::new(Outbox::new(resumed));
-        let reports = Arc::new(Reports::new(&config, &volumes, notes));
-        let (sealer, seal_thread) = seal::start(&config, key, outbox.clone(), reports.clone())?;
+        comparisons.follow(&outbox);
+        let reports = Arc::new(Reports::new(config, &volumes, notes));
+        let processor = Processor::new(&config.limits);
+        let sealing = (outbox.clone(), reports.clone(), processor.clone(), stop.clone());
+        let (sealer, seal_thread) = seal::start(config, key, sealing)?;
         let orders = Arc::new(Orders::default());
         let scanned = source.status().volumes.iter().any(|volume| volume.mode == capture::Mode::Scan);
         let engine = Engine::new(
-            &config,
-            (source, &volumes),
+            config,
+            (source, &volumes, comparisons.clone()),
             sealer,
             outbox.clone(),
             orders.clone(),
             reports.clone(),
-            stop.clone(),
+            (processor, stop.clone()),
         );
         let engine = std::thread::Builder::new()
             .name("capture".into())
             .spawn(move || engine.run())
             .context("start the capture thread")?;
         let disks = volumes.list.iter().map(|volume| volume.path.clone()).collect();
-        let (points, point_thread) = point::start(&config, disks, scanned, orders, stop.clone())?;
-        let socket = Socket::listen(config.control_socket(), points, outbox.clone());
+        let (points, point_thread) = point::start(config, disks, scanned, orders.clone(), stop.clone())?;
+        let socket = Socket::listen(config.control_socket(), points, orders, outbox.clone());
         if let Err(error) = &socket {
             let error = format!("{error:#}");
             tracing::warn!(error, "`seawall point` cannot reach this agent; replication goes on");
         }
-        let delivery = tokio::spawn(deliver::run(config, credentials, outbox, reports.clone()));
+        let comparing = tokio::spawn(compare::run(
+            config.clone(),
+            Credentials::load(&config.agent.credentials).context("load the agent's credentials")?,
+            comparisons.clone(),
+        ));
+        let delivery = tokio::spawn(deliver::run(config.clone(), credentials, outbox, reports.clone()));
         // Points first: what is frozen is thawed, and applications go on, before anything else ends.
         let threads = vec![point_thread, engine, seal_thread];
-        Ok(Agent { stop, reports, threads, _volumes: volumes, delivery, socket: socket.ok() })
+        Ok(Parts { stop, reports, threads, volumes, delivery, comparing, socket: socket.ok(), ended: false })
     }
 
-    /// What the agent says of itself, at most a second old.
-    pub fn report(&self) -> AgentReport {
-        self.reports.latest()
+    /// Ends, and begins again with what is there now.
+    fn start_anew(&mut self, config: &AgentConfig) {
+        self.stop_all();
+        self.volumes.release();
+        match Parts::start(config) {
+            Ok(parts) => *self = parts,
+            // Looked at again; meanwhile the report says what is wrong.
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "start anew with the disk that is back");
+                self.reports.fail(format!("start anew with the disk that is back: {error}"));
+            }
+        }
     }
 
-    /// Stops capture and delivery. What was not delivered is read again from the disks at the next start.
-    pub fn shutdown(mut self) {
+    fn end(&mut self) {
+        self.ended = true;
         self.stop_all();
     }
 
     fn stop_all(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         self.delivery.abort();
+        self.comparing.abort();
         self.socket.take();
         for thread in self.threads.drain(..) {
             // A panicked thread has already reported itself.
             let _ = thread.join();
         }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.stop_all();
     }
 }

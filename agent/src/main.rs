@@ -108,8 +108,9 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(report.exit_status()))
         }
         Command::CheckConfig { config } => {
-            AgentConfig::load(&config)?;
+            let hooks = seawall_agent::check_hooks(&AgentConfig::load(&config)?)?;
             println!("{}: in order", config.display());
+            println!("hooks: {}", if hooks.is_empty() { "none".to_owned() } else { hooks.join(", ") });
             Ok(ExitCode::SUCCESS)
         }
         Command::Detach { config, all: _, folder } => {

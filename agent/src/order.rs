@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use block::{ByteCount, Epoch, UnixNanos};
 use capture::{Position, Progress, SourceStatus};
 use changeset::Fold;
+use control::AgentRefusal;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{EPOCHS_UNSENT_MAX, Engine};
@@ -52,9 +53,23 @@ pub(crate) struct Orders {
     given: Condvar,
 }
 
+/// What is compared with the replica because somebody asked for it.
+#[derive(Debug)]
+pub(crate) struct Comparing {
+    pub(crate) volumes: Vec<String>,
+    pub(crate) bytes: ByteCount,
+}
+
+/// A wish for a resync: of one volume or all.
+struct Resync {
+    volume: Option<String>,
+    reply: Sender<Result<Comparing, (AgentRefusal, Refusal)>>,
+}
+
 #[derive(Default)]
 struct Slot {
     next: Option<Order>,
+    resyncs: Vec<Resync>,
     /// Nobody takes orders any more.
     closed: bool,
 }
@@ -83,6 +98,18 @@ impl Orders {
         answer.recv().unwrap_or_else(|_| Err(ENDED.into()))
     }
 
+    /// Has volumes compared with the replica.
+    pub(crate) fn resync(&self, volume: Option<String>) -> Result<Comparing, (AgentRefusal, Refusal)> {
+        let (reply, answer) = channel();
+        let mut slot = self.slot.lock();
+        if !slot.closed {
+            slot.resyncs.push(Resync { volume, reply });
+            self.given.notify_all();
+        }
+        drop(slot);
+        answer.recv().unwrap_or_else(|_| Err((AgentRefusal::Stopping, ENDED.into())))
+    }
+
     /// No cut will be asked for.
     pub(crate) fn release(&self) {
         self.give(Order::Release);
@@ -105,6 +132,7 @@ impl Orders {
         let mut slot = self.slot.lock();
         slot.closed = true;
         slot.next = None;
+        slot.resyncs.clear();
     }
 }
 
@@ -194,6 +222,36 @@ impl Reads {
 
 fn remaining(status: &SourceStatus) -> ByteCount {
     status.volumes.iter().map(|volume| volume.dirty).sum::<ByteCount>() + status.draining
+}
+
+impl Engine {
+    /// Begins what was asked for of resyncs.
+    pub(crate) fn serve_resyncs(&mut self) {
+        let resyncs = std::mem::take(&mut self.orders.slot.lock().resyncs);
+        for Resync { volume: wanted, reply } in resyncs {
+            let volumes = self.source.volumes();
+            let meant: Vec<usize> = (0..volumes.len())
+                .filter(|index| wanted.as_ref().is_none_or(|name| *name == volumes[*index].name))
+                .collect();
+            let answer = if meant.is_empty() {
+                let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+                let reason =
+                    format!("no volume of this group has that name; there are: {}", names.join(", "));
+                Err((AgentRefusal::NoSuchVolume, reason))
+            } else if meant.iter().all(|index| self.source.suspect(*index)) {
+                tracing::info!(volume = wanted, "resync asked for");
+                Ok(Comparing {
+                    volumes: meant.iter().map(|index| volumes[*index].name.clone()).collect(),
+                    bytes: meant.iter().map(|index| volumes[*index].size).sum(),
+                })
+            } else {
+                let reason = "what is scanned is compared with what was sent, all the time".to_owned();
+                Err((AgentRefusal::NotFollowed, reason))
+            };
+            // Who asked may have gone.
+            let _ = reply.send(answer);
+        }
+    }
 }
 
 impl Engine {

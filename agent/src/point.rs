@@ -115,6 +115,8 @@ pub(crate) struct Taker {
     devices: Vec<PathBuf>,
     /// Where hooks keep what they need from one run to the next.
     hook_state: PathBuf,
+    /// Where a freeze leaves word for the next agent.
+    marker: PathBuf,
     /// The disks are read again and again instead of being followed.
     scanned: bool,
     orders: Arc<Orders>,
@@ -153,6 +155,11 @@ impl Way<'_> {
 }
 
 /// Starts the thread.
+/// Where a freeze leaves word for the next agent.
+pub(crate) fn freeze_marker(config: &AgentConfig) -> PathBuf {
+    config.control_socket().with_extension("frozen")
+}
+
 pub(crate) fn start(
     config: &AgentConfig,
     devices: Vec<PathBuf>,
@@ -167,6 +174,7 @@ pub(crate) fn start(
         application: config.application.clone(),
         devices,
         hook_state: config.control_socket().with_extension("hooks"),
+        marker: freeze_marker(config),
         scanned,
         orders,
         stop,
@@ -351,7 +359,7 @@ impl Taker {
             ));
         }
         let budget = self.application.budget();
-        let mut freeze = Freeze::prepare(&found.filesystems, budget).map_err(told)?;
+        let mut freeze = Freeze::prepare(&found.filesystems, budget, &self.marker).map_err(told)?;
         self.orders.prepare(Instant::now() + SETTLE_QUIESCED_MAX, budget)?;
         // From here to the thaw: no file, no log.
         let cut = match freeze.freeze() {

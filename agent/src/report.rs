@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block::{ByteCount, UnixNanos, VolumeId};
+use block::{ByteCount, Epoch, UnixNanos, VolumeId};
 use capture::{Mode, Source};
 use control::{AgentReport, CaptureMode, StateCode, VolumeReport, VolumeSummary};
 use parking_lot::Mutex;
@@ -10,6 +10,7 @@ use telemetry::Meter;
 use wire::{RefusalCode, WireError};
 
 use crate::config::AgentConfig;
+use crate::limits::process_time;
 use crate::outbox::{Mismatch, Outbox};
 use crate::volumes::{Presence, Volumes};
 
@@ -105,9 +106,11 @@ impl Reports {
             .map(|(_, (_, name, device))| format!("{name} ({device})"))
             .collect();
         (!gone.is_empty()).then(|| {
-            let what_to_do = "Attach it, or take it out of the configuration, and start the agent again";
             let gone = gone.join(", ");
-            format!("the disk of {gone} was taken away; no recovery points meanwhile. {what_to_do}")
+            format!(
+                "the disk of {gone} was taken away; no recovery points meanwhile. Attach it, or take it out of the \
+                 configuration and start the agent again"
+            )
         })
     }
 
@@ -116,7 +119,7 @@ impl Reports {
         let status = source.status();
         let progress = outbox.progress();
         let mut state = self.state.lock();
-        let used = processor_ns().saturating_sub(state.processor_ns.total());
+        let used = (process_time().as_nanos() as u64).saturating_sub(state.processor_ns.total());
         state.processor_ns.add(used);
         state.churn.add(status.written.0.saturating_sub(state.churn.total()));
         let bitmap = status.volumes.iter().any(|volume| volume.mode == Mode::Bitmap);
@@ -127,6 +130,7 @@ impl Reports {
             _ if state.failure.is_some() => StateCode::CaptureFailed,
             _ if gone.is_some() => StateCode::SourceFailed,
             Some((code, _)) => *code,
+            None if status.suspect > ByteCount::ZERO && progress.held.held > Epoch::NONE => StateCode::Resync,
             None if !progress.had_point => StateCode::InitialCopy,
             None if behind && status.losses > 0 => StateCode::Resync,
             None if behind && !bitmap => StateCode::CatchingUp,
@@ -185,6 +189,9 @@ impl Reports {
             epoch_memory_used: memory_used,
             epoch_memory_limit: self.memory,
             unsent_bytes: progress.bytes,
+            suspect_bytes: status.suspect,
+            compared_bytes: status.compared,
+            different_bytes: status.different,
             processors_used: state.processor_ns.per_second() / 1e9,
             memory_resident: memory_resident(),
             capture_notes: self.notes.clone(),
@@ -192,13 +199,6 @@ impl Reports {
             last_error,
         };
     }
-}
-
-/// Processor time of this process so far.
-fn processor_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// Pages of this process that are in memory; 0 when the kernel does not say.

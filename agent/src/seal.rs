@@ -1,7 +1,7 @@
 //! The thread that turns folds into changesets.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -11,6 +11,7 @@ use capture::Cut;
 use changeset::{Fold, GroupKey, Level, SealOptions, Stamp, VolumeInfo, seal_point};
 
 use crate::config::AgentConfig;
+use crate::limits::Processor;
 use crate::outbox::{Entry, Outbox};
 use crate::report::Reports;
 
@@ -87,8 +88,7 @@ impl Sealer {
 pub(crate) fn start(
     config: &AgentConfig,
     key: GroupKey,
-    outbox: Arc<Outbox>,
-    reports: Arc<Reports>,
+    (outbox, reports, processor, stop): (Arc<Outbox>, Arc<Reports>, Processor, Arc<AtomicBool>),
 ) -> anyhow::Result<(Sealer, JoinHandle<()>)> {
     let (jobs, receiver) = channel::<Job>();
     let (sender, empty) = channel();
@@ -101,6 +101,10 @@ pub(crate) fn start(
         .name("seal".into())
         .spawn(move || {
             for job in receiver {
+                // Who waits for a point need not wait for this as well.
+                if job.verdict.is_none() {
+                    processor.wait(|| stop.load(Ordering::SeqCst));
+                }
                 let progress = outbox.progress();
                 let level = choose(progress.bytes, progress.way_rate);
                 match seal_one(group, generation, &job, &key, level) {

@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::order::{Comparing, Orders};
 use crate::outbox::Outbox;
 use crate::point::{Event, Points, Wish};
 
@@ -36,7 +37,12 @@ impl Socket {
     ///
     /// # Errors
     /// When the directory cannot be made or another agent listens there.
-    pub(crate) fn listen(path: PathBuf, points: Arc<Points>, outbox: Arc<Outbox>) -> anyhow::Result<Socket> {
+    pub(crate) fn listen(
+        path: PathBuf,
+        points: Arc<Points>,
+        orders: Arc<Orders>,
+        outbox: Arc<Outbox>,
+    ) -> anyhow::Result<Socket> {
         let listener = bind(&path).with_context(|| format!("listen for commands at {}", path.display()))?;
         let task = tokio::spawn(async move {
             let conversations = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
@@ -50,9 +56,9 @@ impl Socket {
                         continue;
                     }
                 };
-                let (points, outbox) = (points.clone(), outbox.clone());
+                let (points, orders, outbox) = (points.clone(), orders.clone(), outbox.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, &points, &outbox).await {
+                    if let Err(error) = converse(stream, &points, &orders, &outbox).await {
                         tracing::debug!(error = format!("{error:#}"), "a command's conversation ended early");
                     }
                     drop(permit);
@@ -93,7 +99,12 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn converse(stream: UnixStream, points: &Points, outbox: &Outbox) -> anyhow::Result<()> {
+async fn converse(
+    stream: UnixStream,
+    points: &Points,
+    orders: &Arc<Orders>,
+    outbox: &Outbox,
+) -> anyhow::Result<()> {
     // The file's mode keeps others out; this holds even where somebody has changed it.
     let uid = stream.peer_cred().context("ask who speaks")?.uid();
     let ours = rustix::process::geteuid().as_raw();
@@ -120,6 +131,15 @@ async fn converse(stream: UnixStream, points: &Points, outbox: &Outbox) -> anyho
         Ok(AgentRequest::Point { consistency, label, wait }) => {
             tracing::info!(%consistency, label = label.as_ref().map(|label| label.as_str()), uid, "point asked for");
             take_point(Wish { consistency, label }, wait, &mut writer, points, outbox).await
+        }
+        Ok(AgentRequest::Resync { volume }) => {
+            let orders = orders.clone();
+            match tokio::task::spawn_blocking(move || orders.resync(volume)).await? {
+                Ok(Comparing { volumes, bytes }) => {
+                    say(&mut writer, &AgentAnswer::Comparing { volumes, bytes }).await
+                }
+                Err((code, reason)) => refuse(&mut writer, code, reason).await,
+            }
         }
         Err(error) => refuse(&mut writer, AgentRefusal::BadRequest, format!("read request: {error}")).await,
     }

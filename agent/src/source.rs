@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use anyhow::{Context, bail};
 use block::{ByteCount, UnixNanos, VolumeId};
 use capture::{
@@ -7,6 +9,7 @@ use capture::{
 use changeset::VolumeInfo;
 
 use crate::check::obstacles;
+use crate::compare::Comparisons;
 use crate::config::{AgentConfig, SourceChoice};
 use crate::volumes::Volume;
 
@@ -36,7 +39,11 @@ impl Opened {
 }
 
 /// Opens the volumes as the configuration asks for.
-pub(crate) fn open(config: &AgentConfig, volumes: &[Volume]) -> anyhow::Result<Opened> {
+pub(crate) fn open(
+    config: &AgentConfig,
+    volumes: &[Volume],
+    comparisons: &Arc<Comparisons>,
+) -> anyhow::Result<Opened> {
     let choice = config.agent.source;
     let scan = || -> anyhow::Result<Box<dyn Source>> {
         forget_kept(config);
@@ -47,7 +54,7 @@ pub(crate) fn open(config: &AgentConfig, volumes: &[Volume]) -> anyhow::Result<O
     match choice {
         SourceChoice::Scan => Ok(Opened::scan(scan()?, vec!["scan, as configured".into()])),
         SourceChoice::Ebpf | SourceChoice::EbpfBitmap => {
-            let (opened, why_not_data) = ebpf(config, volumes, choice == SourceChoice::Ebpf)?;
+            let (opened, why_not_data) = ebpf(config, volumes, comparisons, choice == SourceChoice::Ebpf)?;
             if choice == SourceChoice::Ebpf
                 && let Some(why) = why_not_data
             {
@@ -57,7 +64,7 @@ pub(crate) fn open(config: &AgentConfig, volumes: &[Volume]) -> anyhow::Result<O
             }
             Ok(opened.chosen(vec!["eBPF, as configured".into()]))
         }
-        SourceChoice::Auto => match ebpf(config, volumes, true) {
+        SourceChoice::Auto => match ebpf(config, volumes, comparisons, true) {
             Ok((opened, None)) => Ok(opened.chosen(vec!["eBPF with write data".into()])),
             Ok((opened, Some(why))) => {
                 Ok(opened.chosen(with_obstacles(config, format!("eBPF without write data: {why}"))))
@@ -80,7 +87,12 @@ fn with_obstacles(config: &AgentConfig, note: String) -> Vec<String> {
 }
 
 /// With the source: why data is not captured, if it is not.
-fn ebpf(config: &AgentConfig, list: &[Volume], data: bool) -> anyhow::Result<(Opened, Option<String>)> {
+fn ebpf(
+    config: &AgentConfig,
+    list: &[Volume],
+    comparisons: &Arc<Comparisons>,
+    data: bool,
+) -> anyhow::Result<(Opened, Option<String>)> {
     let mut devices = Vec::new();
     let mut volumes = Vec::new();
     let mut disks = Vec::new();
@@ -97,6 +109,14 @@ fn ebpf(config: &AgentConfig, list: &[Volume], data: bool) -> anyhow::Result<(Op
     }
     let followed: Vec<(VolumeId, &Device)> = volumes.iter().map(|volume| volume.id).zip(&devices).collect();
     let (tap, mut notes) = attach(config, &followed, data)?;
+    for (volume, device) in volumes.iter().zip(&devices).filter(|(_, device)| !device.counts_writes()) {
+        notes.push(format!(
+            "the kernel does not count what is written to {}, so that a write which no program sees would stay unknown. \
+             Write 1 to queue/iostats below its folder in /sys/class/block",
+            volume.name
+        ));
+        tracing::warn!(volume = volume.name, device = %device.path().display(), "queue/iostats is switched off");
+    }
     let why_not_data = tap.why_not_data().map(str::to_owned);
     let disks =
         DirectDisks::new(disks, DRAIN_THREADS).context("start the threads that read dirty granules")?;
@@ -106,7 +126,8 @@ fn ebpf(config: &AgentConfig, list: &[Volume], data: bool) -> anyhow::Result<(Op
         notes.push(format!("tracking went on while no agent ran{all}"));
     }
     let limits = TrackerLimits { share: config.agent.drain_share_percent, ..TrackerLimits::default() };
-    let tracker = Tracker::new(tap, disks, volumes, limits, UnixNanos::now());
+    let mut tracker = Tracker::new(tap, disks, volumes, limits, UnixNanos::now());
+    tracker.compare_with(comparisons.begin());
     Ok((Opened { source: Box::new(tracker), notes, resumed }, why_not_data))
 }
 

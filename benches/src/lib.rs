@@ -9,5 +9,8 @@
 
 mod compare;
 pub mod data;
+pub mod disk;
+mod way;
 
 pub use compare::{Pair, compare, quick, result};
+pub use way::Way;

@@ -6,6 +6,7 @@
 //! One task per agent's connection ([`INTAKE_WINDOW`]), one per group and target, one that accepts; the cache's two threads
 //! write. Status is gathered when it is asked for.
 
+mod compare;
 mod config;
 mod forward;
 mod hub;

@@ -21,14 +21,7 @@ pub(crate) async fn serve(server: &Arc<Server>, operation: Operation) {
                 tracing::warn!(address, error, "answer an operator");
             }
         }
-        Ok(
-            OperatorRequest::Points { .. }
-            | OperatorRequest::ReadView { .. }
-            | OperatorRequest::Pin { .. }
-            | OperatorRequest::Unpin { .. }
-            | OperatorRequest::DeletePoint { .. }
-            | OperatorRequest::Scrub { .. },
-        ) => {
+        Ok(_) => {
             operation.refuse(
                 RefusalCode::BadRequest,
                 "recovery points are at the target servers; a process server has none and cannot read them",

@@ -19,7 +19,7 @@ use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, Wire
 use crate::config::{Config, ConfigError};
 use crate::forward::Forwarder;
 use crate::hub::Hub;
-use crate::{intake, operate};
+use crate::{compare, intake, operate};
 
 /// Why a process server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -338,6 +338,7 @@ async fn serve(server: Arc<Server>, pending: Pending) {
     match opening {
         Ok(Opening::Deliver(receiver)) => intake::serve(&server, receiver).await,
         Ok(Opening::Operate(operation)) => operate::serve(&server, operation).await,
+        Ok(Opening::Compare(comparison)) => compare::serve(&server, comparison).await,
         Err(error) => tracing::warn!(%address, %error, "connection refused"),
     }
 }

@@ -1,11 +1,16 @@
 //! Asks the servers.
 
-use anyhow::Context;
+use std::path::Path;
+
+use anyhow::{Context, bail};
 use block::GroupId;
-use control::{OperatorRequest, PointsReply, ServerStatus};
+use control::{
+    ExportInfo, ExportPlace, ExportRequest, ExportsReply, OperatorRequest, PointsReply, ServerStatus,
+};
 use serde::de::DeserializeOwned;
 use wire::{Credentials, Operator, RefusalCode, Role, ViewReader, WireError};
 
+use crate::bridge::Bridge;
 use crate::cli::Place;
 use crate::config::OperatorConfig;
 
@@ -73,6 +78,38 @@ impl Servers {
         }
     }
 
+    /// Asks the target server to export. Unless detached, the export lasts as long as what this gives.
+    pub(crate) async fn export(&self, request: ExportRequest) -> anyhow::Result<Held> {
+        let detached = request.detach;
+        let request = OperatorRequest::Export(request);
+        if detached {
+            let info = self.call(Role::TargetServer, &request).await?;
+            return Ok(Held { info, connection: None });
+        }
+        let reader = self.view(&request).await?;
+        let info = serde_json::from_str(reader.head()).context("read what is exported")?;
+        Ok(Held { info, connection: Some(reader) })
+    }
+
+    /// A way to an export that listens with TLS.
+    pub(crate) fn bridge(&self, info: &ExportInfo, socket: Option<&Path>) -> anyhow::Result<Bridge> {
+        let ExportPlace::Tls(address) = info.place else { bail!("lead to an export that has no TLS") };
+        // The target server may not know by which name or address it is reached.
+        let host = match self.address(Role::TargetServer).rsplit_once(':') {
+            Some((host, _)) if address.ip().is_unspecified() => format!("{host}:{}", address.port()),
+            _ => address.to_string(),
+        };
+        Bridge::start(host, &self.credentials, socket)
+    }
+
+    pub(crate) async fn exports(&self) -> anyhow::Result<ExportsReply> {
+        self.call(Role::TargetServer, &OperatorRequest::Exports).await
+    }
+
+    pub(crate) async fn stop_export(&self, id: u64) -> anyhow::Result<ExportsReply> {
+        self.call(Role::TargetServer, &OperatorRequest::StopExport { id }).await
+    }
+
     async fn call<A: DeserializeOwned>(&self, role: Role, request: &OperatorRequest) -> anyhow::Result<A> {
         let json = serde_json::to_string(request)?;
         let addr = self.address(role);
@@ -81,6 +118,26 @@ impl Servers {
             .map_err(|error| advise(role, addr, error))?;
         serde_json::from_str(&answer)
             .with_context(|| format!("read the answer of the {role} at {addr}; is it of the same version?"))
+    }
+}
+
+/// An export that ends when this is dropped, unless it is detached.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) info: ExportInfo,
+    connection: Option<ViewReader>,
+}
+
+impl Held {
+    /// Waits until the target server ends it; says why.
+    pub(crate) async fn ended(&mut self) -> anyhow::Error {
+        match &mut self.connection {
+            Some(connection) => match connection.next().await {
+                Ok(_) => anyhow::anyhow!("the target server ended the export"),
+                Err(error) => anyhow::Error::new(error).context("the export has ended"),
+            },
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use block::{Consistency, GroupId, Label};
+use block::{ByteCount, Consistency, GroupId, Label};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use control::PointSelector;
 
@@ -67,8 +67,22 @@ pub(crate) enum Command {
     Scrub(ScrubOptions),
     /// Check every checksum of the servers' files on this machine, while they do not run
     Verify(VerifyOptions),
-    /// Write a volume as it was at a recovery point into a sparse raw file
+    /// Compare disks with their replicas, and send what differs: ask the agent of this machine
+    Resync(ResyncOptions),
+    /// Write a volume as it was at a recovery point to a file or a device
     Restore(RestoreOptions),
+    /// Serve volumes as they were at a recovery point to other programs, over NBD
+    Export(ExportOptions),
+    /// List and get files of a recovery point
+    Files(FilesOptions),
+    /// Not to be called by people: the part of `files` that runs in namespaces of its own
+    #[command(hide = true, after_help = "It is told what to do by `files`.")]
+    FilesInside {
+        /// What to do, JSON
+        task: String,
+    },
+    /// Start a machine on a recovery point, in QEMU
+    Boot(BootOptions),
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -80,14 +94,17 @@ impl Command {
             Command::Status(options) => options.json,
             Command::Points(options) => options.json,
             Command::Restore(options) => options.json,
+            Command::Export(options) => options.json(),
+            Command::Files(options) => options.common().json,
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Point(PointOptions { command: PointCommand::Delete(options) }) => options.json,
             Command::Pin(options) => options.json,
             Command::Unpin(options) => options.json,
             Command::Scrub(options) => options.json,
             Command::Verify(options) => options.json,
+            Command::Resync(options) => options.json,
             Command::Demo(options) => options.json,
-            Command::Init(_) | Command::Run(_) => false,
+            Command::Init(_) | Command::Run(_) | Command::FilesInside { .. } | Command::Boot(_) => false,
         }
     }
 }
@@ -110,7 +127,7 @@ pub(crate) struct Place {
 pub(crate) struct InitOptions {
     /// Directory to make; it must not exist, or be empty
     pub(crate) dir: PathBuf,
-    /// Disk to protect, as the source names it; once for each
+    /// Disk to protect, as the source names it: a path, or serial:..., wwn:..., ptuuid:..., fsuuid:...; once for each
     #[arg(long = "device", value_name = "PATH", required = true)]
     pub(crate) devices: Vec<PathBuf>,
     /// Name of the protected machine
@@ -327,8 +344,6 @@ pub(crate) struct VerifyOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct PointNowOptions {
-    #[command(flatten)]
-    pub(crate) place: Place,
     /// What it should be
     #[arg(long, value_enum, default_value_t)]
     pub(crate) consistency: WantedConsistency,
@@ -338,13 +353,41 @@ pub(crate) struct PointNowOptions {
     /// Wait until the target holds it
     #[arg(long)]
     pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentPlace,
+    /// One JSON object, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where the agent of this machine is.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AgentPlace {
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// Configuration of the agent [default: DIR/agent/agent.toml]
     #[arg(long, value_name = "FILE")]
     pub(crate) agent_config: Option<PathBuf>,
     /// Socket of the agent [default: what its configuration says, else the only one in /run/seawall]
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// One JSON object, and no progress
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall resync
+  seawall resync --volume data --json
+
+To be run as root on the protected machine. The volume is read once here and once at the target, which exchange checksums; only what
+differs is sent. There are no new recovery points until it is done, and `seawall status` shows how far it is. It happens by itself
+when tracking was lost, as after a restart of the machine; ask for it when you have reason to doubt the replica.")]
+pub(crate) struct ResyncOptions {
+    #[command(flatten)]
+    pub(crate) agent: AgentPlace,
+    /// Volume, by name [default: all of the group]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) volume: Option<String>,
+    /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -378,7 +421,15 @@ impl From<WantedConsistency> for Consistency {
   An older one (`seawall points` lists them):
     seawall restore --volume vdb --point 1207 --out vdb-1207.img
 
-The file appears under its name only when it is whole and durable; until then it is FILE.partial.")]
+  As qcow2, through qemu-img:
+    seawall restore --volume vdb --point latest --out vdb.qcow2 --format qcow2
+  Onto a disk that holds much of it already; only what differs is fetched and written:
+    seawall restore --volume vdb --point latest --out /dev/vdc --delta --verify
+
+A file appears under its name only when it is whole and durable; until then it is FILE.partial. Interrupted, the same command
+goes on: what is there is compared with the point, piece by piece (a device: add --delta). What arrives is compared with the
+hash that the server made while sending; --verify reads what was written once more.
+A device that is mounted or in use, or not empty, is refused without --force or --delta; one that is too small always.")]
 pub(crate) struct RestoreOptions {
     #[command(flatten)]
     pub(crate) place: Place,
@@ -391,15 +442,307 @@ pub(crate) struct RestoreOptions {
     /// Recovery point: `latest`, or the number of an epoch
     #[arg(long, value_name = "POINT")]
     pub(crate) point: PointSelector,
-    /// File to write
-    #[arg(long, value_name = "FILE")]
+    /// File or block device to write
+    #[arg(long, value_name = "FILE|DEVICE")]
     pub(crate) out: PathBuf,
-    /// Replace FILE, and what an interrupted restore left
+    /// What to write
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: RestoreFormat,
+    /// Change what is there, in place, where it differs from the point
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) delta: bool,
+    /// Replace FILE; overwrite DEVICE also when it is in use or not empty
     #[arg(long)]
     pub(crate) force: bool,
+    /// Read everything once more at the end, and compare it with the point
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// One JSON object at the end, and no progress
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What a restore writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RestoreFormat {
+    /// The disk's bytes as they are, sparse
+    #[default]
+    Raw,
+    /// QEMU's format; always compared with the point at the end
+    Qcow2,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  For programs on this machine, through a socket that leads to the target server; ends with Ctrl-C:
+    seawall export vda --point latest
+  To write to without changing anything, at a place of one's choice:
+    seawall export vda vdb --point 1207 --writable --local /tmp/drill.sock
+  On the target server's machine, until it is stopped:
+    seawall export vda --point latest --socket /run/seawall/vda.sock --detach
+  For other machines, with TLS and an operator's certificate:
+    seawall export vda --point latest --listen 0.0.0.0:10809 --detach
+  A machine for libvirt:
+    seawall export vda --point latest --writable --socket /run/seawall/vda.sock --detach --libvirt-xml
+  What is running, and its end:
+    seawall export list
+    seawall export stop 3
+
+Clients are qemu-img, qemu-nbd, nbdcopy, nbdfuse, nbd-client and any other that speaks NBD. What is written goes into an overlay
+at the target, of at most --limit, and is dropped at the end."
+)]
+pub(crate) struct ExportOptions {
+    #[command(subcommand)]
+    pub(crate) command: Option<ExportCommand>,
+    #[command(flatten)]
+    pub(crate) start: ExportStartOptions,
+}
+
+impl ExportOptions {
+    fn json(&self) -> bool {
+        match &self.command {
+            None => self.start.json,
+            Some(ExportCommand::List(options)) => options.json,
+            Some(ExportCommand::Stop(options)) => options.json,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportStartOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volumes of one group, by name or identity
+    #[arg(value_name = "VOLUME", required = true)]
+    pub(crate) volumes: Vec<String>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT", required = true)]
+    pub(crate) point: Option<PointSelector>,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Take writes, and drop them at the end
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// What may be written to each volume, such as 10GiB [default: 16GiB]
+    #[arg(long, value_name = "SIZE", requires = "writable")]
+    pub(crate) limit: Option<ByteCount>,
+    /// Socket to make on this machine [default: one of its own]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "listen", "detach"])]
+    pub(crate) local: Option<PathBuf>,
+    /// Socket to make on the target server's machine, for its user only
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Address and port for the target server to listen on
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Without TLS: everybody who reaches the port reads the volumes
+    #[arg(long, requires = "listen")]
+    pub(crate) plain: bool,
+    /// Go on when this command has ended, until `seawall export stop`
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Show a libvirt domain with these disks, and nothing else
+    #[arg(long, requires = "writable")]
+    pub(crate) libvirt_xml: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// Show what is exported
+    List(ExportListOptions),
+    /// End an export; its clients are disconnected
+    Stop(ExportStopOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportListOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportStopOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Number of the export, as `seawall export list` shows it
+    pub(crate) id: u64,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  What file systems there are:
+    seawall files ls vda --point latest
+  A directory, and a file of it:
+    seawall files ls vda --point 1207 /etc
+    seawall files get vda --point 1207 /etc/fstab --out fstab.old
+  A directory with everything below, of the second partition:
+    seawall files get vda --point latest /srv/data --fs p2 --out /tmp/data
+  To another program:
+    seawall files get vda --point latest /var/lib/app.sql --out - | head
+
+As root; nbdfuse (of libnbd-bin, with fuse3) is needed. File systems are mounted on an overlay where nobody else sees them,
+so that their journals are replayed and the replica does not change; nothing stays behind, also when the command is killed.")]
+pub(crate) struct FilesOptions {
+    #[command(subcommand)]
+    pub(crate) action: FilesAction,
+}
+
+impl FilesOptions {
+    fn common(&self) -> &FilesCommon {
+        match &self.action {
+            FilesAction::Ls(options) => &options.common,
+            FilesAction::Get(options) => &options.common,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FilesAction {
+    /// List file systems, or what is in a directory
+    Ls(FilesLsOptions),
+    /// Copy a file, or a directory with everything below it
+    Get(FilesGetOptions),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FilesCommon {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume, by name or identity
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: String,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// File system, where there are several: its name, label or UUID, as `ls` without a path shows them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) fs: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FilesLsOptions {
+    #[command(flatten)]
+    pub(crate) common: FilesCommon,
+    /// What to list; without it the file systems
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FilesGetOptions {
+    #[command(flatten)]
+    pub(crate) common: FilesCommon,
+    /// What to get
+    pub(crate) path: PathBuf,
+    /// Where to; `-` for standard output [default: its name, here]
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  Does the newest point start?
+    seawall boot vda --point latest
+  A machine with two disks, as it was, with more memory:
+    seawall boot vda vdb --point 1207 --memory 8GiB --cpus 4
+  On a disk bus that the system knows, and with a way into a test network:
+    seawall boot sda --point latest --bus sata --network br-test
+
+The first volume is the one that the machine starts from. What the machine writes goes into overlays at the target and is dropped
+when it ends; the replica does not change, and replication goes on. The serial console is shown here: the system must use it
+(console=ttyS0). qemu-system-x86 is needed, for UEFI also ovmf.")]
+pub(crate) struct BootOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volumes of one group, by name or identity
+    #[arg(value_name = "VOLUME", required = true)]
+    pub(crate) volumes: Vec<String>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// `none`; `isolated`: a network that leads nowhere; or the name of a bridge of this machine
+    #[arg(long, value_name = "none|isolated|NAME", default_value = "none")]
+    pub(crate) network: String,
+    /// What starts the system
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) firmware: BootFirmware,
+    /// What the disks are connected by
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) bus: BootBus,
+    /// What runs the processor
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) accel: BootAccelerator,
+    /// Memory, such as 2GiB
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    pub(crate) memory: ByteCount,
+    /// Processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub(crate) cpus: u32,
+    /// What the machine may write to each volume, such as 10GiB [default: 16GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) limit: Option<ByteCount>,
+    /// QEMU
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    pub(crate) qemu: PathBuf,
+    /// More arguments for QEMU, after `--`
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub(crate) more: Vec<String>,
+}
+
+/// What starts a system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootFirmware {
+    /// UEFI when there is an EFI system partition, else BIOS
+    #[default]
+    Auto,
+    /// The BIOS that QEMU has
+    Bios,
+    /// OVMF
+    Uefi,
+}
+
+/// What disks are connected by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootBus {
+    /// virtio-blk; every Linux that ran in a virtual machine knows it
+    #[default]
+    Virtio,
+    /// virtio-scsi
+    Scsi,
+    /// AHCI; for systems from physical machines
+    Sata,
+}
+
+/// What runs a machine's processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootAccelerator {
+    /// KVM where it works, else emulation
+    #[default]
+    Auto,
+    /// KVM, or fail
+    Kvm,
+    /// Emulation, which works everywhere and is slow
+    Tcg,
 }
 
 /// What the demo is asked to do.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use block::GroupId;
 use changeset::GroupKey;
+use seawall_agent::DeviceName;
 use wire::{Authority, Identity, Role};
 
 use crate::cli::InitOptions;
@@ -201,11 +202,19 @@ fn volumes(devices: &[PathBuf]) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut paths = HashSet::new();
     let mut volumes = Vec::new();
     for device in devices {
-        let path =
-            std::path::absolute(device).with_context(|| format!("use --device {}", device.display()))?;
-        ensure!(path.to_str().is_some(), "use --device {}: the name is not UTF-8", device.display());
+        let text = device.to_str();
+        let text =
+            text.with_context(|| format!("use --device {}: the name is not UTF-8", device.display()))?;
+        let (path, base) = match text.parse().with_context(|| format!("use --device {text}"))? {
+            DeviceName::Path(path) => {
+                let path = std::path::absolute(&path).with_context(|| format!("use --device {text}"))?;
+                let base = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+                (path, base)
+            }
+            // By what it is known by: serial:... and the like.
+            mark => (mark.to_string().into(), mark.to_string().replace(':', "-")),
+        };
         ensure!(paths.insert(path.clone()), "use --device {}: it is named twice", device.display());
-        let base = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         ensure!(!base.is_empty(), "use --device {}: name a disk or file", device.display());
         let numbered = (2..).map(|number| format!("{base}-{number}"));
         let name = std::iter::once(base.clone()).chain(numbered).find(|name| !names.contains(name));
@@ -314,6 +323,21 @@ mod tests {
             name: "web-1".into(),
             process_server: "cache.example:7440".into(),
             target_server: "[2001:db8::1]:7441".into(),
+        }
+    }
+
+    #[test]
+    fn disks_are_named_by_path_or_by_what_they_are_known_by() {
+        let named = |devices: &[&str]| volumes(&devices.iter().map(PathBuf::from).collect::<Vec<_>>());
+        let found = named(&["/dev/vdb", "serial:S1", "/dev/mapper/vdb", "fsuuid:1-2"]).unwrap();
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["vdb", "serial-S1", "vdb-2", "fsuuid-1-2"]);
+        assert_eq!(found[1].1, PathBuf::from("serial:S1"));
+        for (devices, fault) in
+            [(&["serial:"][..], "serial"), (&["colour:red"], "fsuuid"), (&["wwn:1", "wwn:1"], "twice")]
+        {
+            let error = format!("{:#}", named(devices).unwrap_err());
+            assert!(error.contains(fault), "{devices:?}: {error}");
         }
     }
 

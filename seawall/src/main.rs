@@ -1,10 +1,15 @@
 //! The operator's command.
 
 mod ask;
+mod boot;
+mod bridge;
 mod cli;
 mod config;
 mod demo;
+mod export;
+mod files;
 mod init;
+mod libvirt;
 mod pin;
 mod point;
 mod points;
@@ -65,7 +70,14 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Unpin(options) => pin::unpin(&options).await?,
             Command::Scrub(options) => return scrub::run(&options).await,
             Command::Verify(options) => return verify::run(&options),
+            Command::Resync(options) => point::resync(&options).await?,
             Command::Restore(options) => restore::run(&options).await?,
+            Command::Export(options) => export::run(&options).await?,
+            Command::Boot(options) => return boot::run(&options).await,
+            Command::Files(options) => files::run(&options).await?,
+            Command::FilesInside { task } => {
+                return tokio::task::block_in_place(|| files::run_inside(&task));
+            }
             Command::Demo(options) => demo::run(options).await?,
         }
         Ok(ExitCode::SUCCESS)

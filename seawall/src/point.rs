@@ -1,4 +1,4 @@
-//! `seawall point now`: asks this machine's agent for a point.
+//! `seawall point now` and `seawall resync`: ask this machine's agent.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,29 +7,23 @@ use anyhow::{Context, bail};
 use block::Label;
 use control::{AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint};
 use seawall_agent::AgentConfig;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 
-use crate::cli::PointNowOptions;
+use crate::cli::{AgentPlace, PointNowOptions, ResyncOptions};
 use crate::text;
 
 /// Exit status when there is a point, but of less consistency than was asked for.
 const LESS_THAN_ASKED: u8 = 3;
 
 pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<ExitCode> {
-    let socket = find_socket(options)?;
+    let socket = find_socket(&options.agent)?;
     let request = AgentRequest::Point {
         consistency: options.consistency.into(),
         label: options.label.clone(),
         wait: options.wait,
     };
-    let mut stream = UnixStream::connect(&socket).await.with_context(|| {
-        format!("ask the agent at {}: does it run here, and are you root?", socket.display())
-    })?;
-    let mut line = serde_json::to_string(&request)?;
-    line.push('\n');
-    stream.write_all(line.as_bytes()).await.context("ask the agent")?;
-    let mut answers = BufReader::new(stream).lines();
+    let mut answers = ask(&socket, &request).await?;
     let mut taken = None;
     while let Some(line) = answers.next_line().await.context("read the agent's answer")? {
         let answer = serde_json::from_str(&line)
@@ -41,6 +35,7 @@ pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<ExitCode> {
                 bail!("{reason}; use the same version of `seawall` and of the agent")
             }
             AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
+            AgentAnswer::Comparing { .. } => bail!("the agent answered what it was not asked"),
             AgentAnswer::Point(point) if options.wait => taken = Some(point),
             AgentAnswer::Point(point) => return report(&point, false, options.json),
             AgentAnswer::Applied { .. } => {
@@ -55,6 +50,36 @@ pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<ExitCode> {
             point.epoch
         ),
         None => bail!("ask the agent: it ended without an answer; look at its log"),
+    }
+}
+
+/// Asks, and gives the lines of the answer.
+async fn ask(socket: &Path, request: &AgentRequest) -> anyhow::Result<Lines<BufReader<UnixStream>>> {
+    let mut stream = UnixStream::connect(socket).await.with_context(|| {
+        format!("ask the agent at {}: does it run here, and are you root?", socket.display())
+    })?;
+    let mut line = serde_json::to_string(request)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).await.context("ask the agent")?;
+    Ok(BufReader::new(stream).lines())
+}
+
+/// `seawall resync`: has volumes compared with their replicas.
+pub(crate) async fn resync(options: &ResyncOptions) -> anyhow::Result<()> {
+    let request = AgentRequest::Resync { volume: options.volume.clone() };
+    let mut answers = ask(&find_socket(&options.agent)?, &request).await?;
+    let line = answers.next_line().await.context("read the agent's answer")?;
+    let line = line.context("ask the agent: it ended without an answer; look at its log")?;
+    let answer = serde_json::from_str(&line)
+        .with_context(|| format!("read the agent's answer {line:?}; is it of the same version?"))?;
+    match answer {
+        AgentAnswer::Comparing { .. } if options.json => Ok(text::say(&format!("{line}\n"))?),
+        AgentAnswer::Comparing { volumes, bytes } => Ok(text::say(&format!(
+            "Comparing {} ({bytes}) with the replica; `seawall status` shows how far it is.\n",
+            volumes.join(", ")
+        ))?),
+        AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
+        _ => bail!("the agent answered what it was not asked: {line}"),
     }
 }
 
@@ -87,7 +112,7 @@ fn render(point: &TakenPoint, applied: bool) -> String {
 }
 
 /// The option, the configuration that `seawall init` made, or the one agent that listens on this machine.
-fn find_socket(options: &PointNowOptions) -> anyhow::Result<PathBuf> {
+fn find_socket(options: &AgentPlace) -> anyhow::Result<PathBuf> {
     if let Some(socket) = &options.socket {
         return Ok(socket.clone());
     }

@@ -1,78 +1,12 @@
 //! The commands of the README, one after another, on an image file that is scanned: no privileges are needed.
 
-use std::net::TcpListener;
+mod support;
+
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Nothing here is a measurement; past this the parts hang.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn seawall(dir: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
-    command.env("SEAWALL_DIR", dir.join("site")).current_dir(dir).args(args);
-    command.output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn json(dir: &Path, args: &[&str]) -> Value {
-    let output = seawall(dir, args);
-    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
-    assert_eq!(stdout.lines().count(), 1, "one object on one line:\n{}", text(&output));
-    serde_json::from_str(&stdout).unwrap()
-}
-
-/// All parts in one process, ended when dropped.
-struct Running(Child);
-
-impl Running {
-    fn start(dir: &Path) -> Running {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
-        command.args(["run", "--dir"]).arg(dir.join("site")).stderr(Stdio::null());
-        Running(command.spawn().unwrap())
-    }
-
-    /// As `systemctl stop` does.
-    fn stop(mut self) {
-        let killed = Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
-        assert!(killed.success());
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Waits until the status says what is wanted, and gives it.
-fn status_when(dir: &Path, wanted: impl Fn(&Value) -> bool) -> Value {
-    let start = Instant::now();
-    loop {
-        let status = json(dir, &["status", "--json"]);
-        if wanted(&status) {
-            return status;
-        }
-        assert!(start.elapsed() < PATIENCE, "{status:#}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn applied(status: &Value) -> u64 {
-    status["groups"][0]["ladder"]["applied"].as_u64().unwrap_or(0)
-}
+use support::{Running, applied, free_port, json, seawall, status_when, text};
 
 #[test]
 fn from_init_to_restore() {

@@ -1,6 +1,6 @@
 //! A group that this server keeps: its replica, who delivers, how it goes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use block::{ByteCount, Epoch, GroupId, UnixNanos};
 use changeset::GroupKey;
 use control::{PinInfo, PointInfo, StateCode, TargetGroup, VolumeSummary};
 use durable::RealStorage;
+use export::Overlay;
 use parking_lot::Mutex;
 use replica::{Applied, GroupReplica, Options, Point};
 use telemetry::{Latencies, Meter};
@@ -19,8 +20,13 @@ use crate::config::{Claim, ConfigError};
 use crate::refusal::Refusal;
 use crate::upkeep::Upkeep;
 
+/// Where overlays are, below a group's directory.
+const OVERLAYS_DIR: &str = "overlays";
+
 pub(crate) struct Group {
     pub(crate) id: GroupId,
+    /// The directory of the overlays of its exports.
+    pub(crate) overlays: PathBuf,
     pub(crate) key: GroupKey,
     /// Why the replica could not be opened, in place of it. Other groups go on.
     replica: Result<Arc<GroupReplica>, Refusal>,
@@ -50,6 +56,12 @@ impl Group {
     pub(crate) fn open(config: &GroupConfig, data: &Path) -> Result<Group, ConfigError> {
         let key = config.load_key()?;
         let devices = config.claim_devices()?;
+        let overlays = data.join(config.id.to_string()).join(OVERLAYS_DIR);
+        match Overlay::sweep(&RealStorage, &overlays) {
+            Ok(0) => {}
+            Ok(removed) => tracing::warn!(group = %config.id, removed, "removed overlays that a crash left"),
+            Err(error) => tracing::error!(group = %config.id, %error, "remove overlays that a crash left"),
+        }
         let options = Options {
             devices: config.device_paths(),
             retention: (&config.retention).into(),
@@ -85,6 +97,7 @@ impl Group {
         Ok(Group {
             id: config.id,
             upkeep,
+            overlays,
             key,
             replica,
             _devices: devices,

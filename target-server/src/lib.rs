@@ -3,9 +3,12 @@
 //! One [`TargetServer`] keeps any number of groups, each with its own replica and key. Deliveries come over the wire
 //! (one at a time for a group), operators ask for status, points and views.
 
+mod compare;
 mod config;
 mod delivery;
+mod export;
 mod group;
+mod hash_view;
 mod operate;
 mod refusal;
 mod retain;
@@ -18,6 +21,8 @@ pub use config::{
     UPKEEP_RATE_MIN, UpkeepConfig,
 };
 pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
+pub use export::{EXPORTS_MAX, OVERLAY_LIMIT_DEFAULT};
+pub use hash_view::unit_hash;
 pub use operate::{VIEW_CHUNK_BYTES, VIEWS_MAX, ViewEnd};
 pub use replica::parse_span;
 pub use retain::POINTS_LISTED_MAX;

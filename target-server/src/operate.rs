@@ -5,17 +5,21 @@ use std::sync::Arc;
 
 use block::{ByteCount, ByteOffset};
 use bytes::Bytes;
-use control::{OperatorRequest, PointSelector, ServerStatus, ViewHead, ViewTail};
+use control::{
+    ExportsReply, OperatorRequest, PointSelector, ServerStatus, VIEW_RANGES_MAX, ViewHead, ViewRange,
+    ViewTail,
+};
 use replica::{Point, ReplicaError, View};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use wire::{Operation, RefusalCode, ViewWriter, WireError};
 
-use crate::ViewHash;
 use crate::group::{point_info, summary};
+use crate::hash_view::hash_view;
 use crate::refusal::Refusal;
 use crate::retain;
 use crate::server::Server;
+use crate::{ViewHash, export};
 
 /// Bytes of a view read at once.
 pub const VIEW_CHUNK_BYTES: ByteCount = ByteCount::mib(1);
@@ -62,26 +66,20 @@ async fn answer(server: &Arc<Server>, operation: Operation) -> Result<(), WireEr
                 Ok(())
             }
         },
-        OperatorRequest::ReadView { group, volume, point } => {
-            let Ok(_permit) = server.views.try_acquire() else {
-                let message = format!("read a view: {VIEWS_MAX} are being read already; try again later");
-                operation.refuse(RefusalCode::Busy, &message);
-                return Ok(());
+        OperatorRequest::ReadView { group, volume, point, ranges } => {
+            let read = move |view: View| {
+                let parts = parts(&view, &ranges)?;
+                Ok(move |chunks: &Chunks| read_view(&view, &parts, chunks))
             };
-            let server = server.clone();
-            let opener = server.clone();
-            let opened = tokio::task::spawn_blocking(move || open_view(&opener, group, volume, point)).await;
-            match opened.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string()))) {
-                Ok((head, view)) => {
-                    let writer = operation.stream(&json(&head)).await?;
-                    stream(&server, writer, view).await
-                }
-                Err(refusal) => {
-                    operation.refuse(refusal.code, &refusal.message);
-                    Ok(())
-                }
-            }
+            view(server, operation, group, volume, point, read).await
         }
+        OperatorRequest::HashView { group, volume, point } => {
+            let hash = |view: View| Ok(move |chunks: &Chunks| hash_view(&view, chunks));
+            view(server, operation, group, volume, point, hash).await
+        }
+        OperatorRequest::Export(request) => export::serve(server, operation, request).await,
+        OperatorRequest::Exports => reply(operation, &ExportsReply { exports: server.exports.list() }).await,
+        OperatorRequest::StopExport { id } => export::stop(server, operation, id).await,
         OperatorRequest::Pin { .. } | OperatorRequest::Unpin { .. } | OperatorRequest::DeletePoint { .. } => {
             retain::change(server, operation, request).await
         }
@@ -89,7 +87,46 @@ async fn answer(server: &Arc<Server>, operation: Operation) -> Result<(), WireEr
     }
 }
 
-async fn reply<T: Serialize>(operation: Operation, value: &T) -> Result<(), WireError> {
+/// Where the parts of an answer go.
+pub(crate) type Chunks = mpsc::Sender<(ByteOffset, Bytes)>;
+
+/// Opens a view and answers with what `prepare` makes of it.
+async fn view<P, S>(
+    server: &Arc<Server>,
+    operation: Operation,
+    group: block::GroupId,
+    volume: block::VolumeId,
+    point: PointSelector,
+    prepare: P,
+) -> Result<(), WireError>
+where
+    P: FnOnce(View) -> Result<S, Refusal> + Send + 'static,
+    S: FnOnce(&Chunks) -> Result<(), ReplicaError> + Send + 'static,
+{
+    let Ok(_permit) = server.views.try_acquire() else {
+        let message = format!("read a view: {VIEWS_MAX} are being read already; try again later");
+        operation.refuse(RefusalCode::Busy, &message);
+        return Ok(());
+    };
+    let opener = server.clone();
+    let open = move || {
+        let (head, view) = open_view(&opener, group, volume, point)?;
+        Ok((head, prepare(view)?))
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    match opened.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string()))) {
+        Ok((head, source)) => {
+            let writer = operation.stream(&json(&head)).await?;
+            stream(server, writer, source).await
+        }
+        Err(refusal) => {
+            operation.refuse(refusal.code, &refusal.message);
+            Ok(())
+        }
+    }
+}
+
+pub(crate) async fn reply<T: Serialize>(operation: Operation, value: &T) -> Result<(), WireError> {
     operation.reply(&json(value)).await
 }
 
@@ -104,7 +141,7 @@ pub(crate) fn unknown(group: block::GroupId) -> Refusal {
     )
 }
 
-fn open_view(
+pub(crate) fn open_view(
     server: &Server,
     group: block::GroupId,
     volume: block::VolumeId,
@@ -131,11 +168,14 @@ fn open_view(
     }
 }
 
-/// Sends all of a view that is not zeroes. Reading and sending go on at the same time.
-async fn stream(server: &Server, mut writer: ViewWriter, view: View) -> Result<(), WireError> {
+/// Sends what `source` gives. Reading and sending go on at the same time.
+async fn stream<S>(server: &Server, mut writer: ViewWriter, source: S) -> Result<(), WireError>
+where
+    S: FnOnce(&Chunks) -> Result<(), ReplicaError> + Send + 'static,
+{
     let (chunks, mut read) = mpsc::channel(CHUNKS_QUEUED_MAX);
     // Ends by itself when nobody takes the chunks any more.
-    let reader = tokio::task::spawn_blocking(move || read_view(&view, &chunks));
+    let reader = tokio::task::spawn_blocking(move || source(&chunks));
     let mut stopping = pin!(server.stopping());
     let (mut hash, mut sent) = (ViewHash::new(), ByteCount::ZERO);
     loop {
@@ -178,27 +218,59 @@ async fn stream(server: &Server, mut writer: ViewWriter, view: View) -> Result<(
     }
 }
 
-fn read_view(view: &View, chunks: &mpsc::Sender<(ByteOffset, Bytes)>) -> Result<(), ReplicaError> {
-    let mut at = ByteOffset(0);
-    while let Some(extent) = view.next_data(at)? {
-        let mut offset = extent.offset();
-        while offset < extent.end() {
-            let length = (extent.end().0 - offset.0).min(VIEW_CHUNK_BYTES.0);
-            let mut chunk = vec![0; length as usize];
-            view.read_at(&mut chunk, offset)?;
-            let chunk = Bytes::from(chunk);
-            for part in without_zeroes(&chunk) {
-                if chunks
-                    .blocking_send((ByteOffset(offset.0 + part.start as u64), chunk.slice(part)))
-                    .is_err()
-                {
-                    // Nobody wants it any more.
-                    return Ok(());
-                }
-            }
-            offset = ByteOffset(offset.0 + length);
+/// What is to be read of a view: the ranges asked for, or all of it.
+fn parts(view: &View, ranges: &[ViewRange]) -> Result<Vec<std::ops::Range<u64>>, Refusal> {
+    let refuse = |message: String| Err(Refusal::new(RefusalCode::BadRequest, message));
+    if ranges.len() > VIEW_RANGES_MAX {
+        return refuse(format!(
+            "read {} parts of a view: at most {VIEW_RANGES_MAX} go at once",
+            ranges.len()
+        ));
+    }
+    let mut parts = Vec::with_capacity(ranges.len().max(1));
+    let mut last = 0;
+    for range in ranges {
+        let end = range.offset.checked_add(range.length).map_or(u64::MAX, ByteOffset::get);
+        if range.offset.0 < last || end > view.size().0 {
+            return refuse(format!(
+                "read {} at {} of a view of {}: past its end, or out of order",
+                range.length,
+                range.offset,
+                view.size()
+            ));
         }
-        at = extent.end();
+        parts.push(range.offset.0..end);
+        last = end;
+    }
+    if ranges.is_empty() {
+        parts.push(0..view.size().0);
+    }
+    Ok(parts)
+}
+
+/// Gives all of the parts that is not zeroes.
+fn read_view(view: &View, parts: &[std::ops::Range<u64>], chunks: &Chunks) -> Result<(), ReplicaError> {
+    for range in parts {
+        let mut at = range.start;
+        while at < range.end {
+            let Some(extent) = view.next_data(ByteOffset(at))? else { break };
+            let (mut offset, end) = (extent.offset().0.max(at), extent.end().0.min(range.end));
+            while offset < end {
+                let length = (end - offset).min(VIEW_CHUNK_BYTES.0);
+                let mut chunk = vec![0; length as usize];
+                view.read_at(&mut chunk, ByteOffset(offset))?;
+                let chunk = Bytes::from(chunk);
+                for part in without_zeroes(&chunk) {
+                    let place = ByteOffset(offset + part.start as u64);
+                    if chunks.blocking_send((place, chunk.slice(part))).is_err() {
+                        // Nobody wants it any more.
+                        return Ok(());
+                    }
+                }
+                offset += length;
+            }
+            at = end.max(at + 1);
+        }
     }
     Ok(())
 }

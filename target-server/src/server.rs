@@ -16,9 +16,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, WireError};
 
 use crate::config::ConfigError;
+use crate::export::Exports;
 use crate::group::Group;
 use crate::upkeep::Upkeep;
-use crate::{Config, VIEWS_MAX, delivery, operate};
+use crate::{Config, VIEWS_MAX, compare, delivery, operate};
 
 /// Why a target server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,7 @@ pub(crate) struct Server {
     groups: BTreeMap<GroupId, Arc<Group>>,
     pub(crate) threads: usize,
     pub(crate) views: Semaphore,
+    pub(crate) exports: Exports,
     stopping: watch::Receiver<bool>,
 }
 
@@ -90,6 +92,7 @@ impl Server {
             state,
             last_error: worst.and_then(|group| group.last_error.clone()),
             groups,
+            exports: self.exports.list(),
         }
     }
 }
@@ -124,10 +127,12 @@ impl TargetServer {
         let name = credentials.identity().name.clone();
         let (listen, threads) = (config.listen.clone(), config.threads);
         let groups = tokio::task::spawn_blocking(move || open_groups(&config)).await??;
-        let listener = Listener::bind(&listen, credentials).await?;
+        let listener = Listener::bind(&listen, credentials.clone()).await?;
         let local = listener.local_addr();
+        let exports = Exports::new(&credentials, local.ip());
         let (stop, stopping) = watch::channel(false);
-        let server = Arc::new(Server { name, groups, threads, views: Semaphore::new(VIEWS_MAX), stopping });
+        let server =
+            Arc::new(Server { name, groups, threads, views: Semaphore::new(VIEWS_MAX), exports, stopping });
         tracing::info!(%local, name = server.name, groups = server.groups.len(), "target server listens");
         let accepting = tokio::spawn(accept(server.clone(), listener));
         Ok(Handle { server, local, stop, accepting })
@@ -222,6 +227,9 @@ async fn accept(server: Arc<Server>, listener: Listener) {
     while let Some(ended) = connections.join_next().await {
         report(ended);
     }
+    // Those that had outlived their operators.
+    let ending = server.clone();
+    report(tokio::task::spawn_blocking(move || ending.exports.stop_all()).await);
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
@@ -240,6 +248,7 @@ async fn serve(server: Arc<Server>, pending: Pending) {
     match opening {
         Ok(Opening::Deliver(receiver)) => delivery::serve(&server, receiver).await,
         Ok(Opening::Operate(operation)) => operate::serve(&server, operation).await,
+        Ok(Opening::Compare(comparison)) => compare::serve(&server, comparison).await,
         Err(error) => tracing::warn!(%address, %error, "connection refused"),
     }
 }

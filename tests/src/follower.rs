@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use capture::{
-    Device, DirectDisks, KernelTap, KernelTapOptions, Progress, Source, SourceStatus, Tracker, TrackerLimits,
+    Device, DirectDisks, Keep, KernelTap, KernelTapOptions, Progress, Source, SourceStatus, Tracker,
+    TrackerLimits,
 };
 use changeset::{Fold, GroupKey, Level, Opener, Payload, SealOptions, Sealed, Stamp, VolumeInfo, seal};
 
 const KEY: [u8; 32] = [7; 32];
-const GROUP: GroupId = GroupId([3; 16]);
+/// The group that everything belongs to.
+pub const GROUP: GroupId = GroupId([3; 16]);
 
 /// A capture that runs in a thread.
 pub struct Follower {
@@ -36,7 +38,7 @@ pub struct Followed {
 }
 
 /// How a capture is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FollowOptions {
     /// Ring size.
     pub ring: ByteCount,
@@ -48,6 +50,10 @@ pub struct FollowOptions {
     pub memory: ByteCount,
     /// How long the consumer sleeps after each step, to be slow on purpose.
     pub nap: Duration,
+    /// Where tracking outlives it.
+    pub keep: Option<Keep>,
+    /// Gaps in tracking are expected.
+    pub gaps: bool,
 }
 
 impl Default for FollowOptions {
@@ -58,6 +64,8 @@ impl Default for FollowOptions {
             interval: Duration::from_millis(200),
             memory: ByteCount::mib(64),
             nap: Duration::ZERO,
+            keep: None,
+            gaps: false,
         }
     }
 }
@@ -82,7 +90,8 @@ impl Follower {
         let disks = devices.iter().map(Device::direct).collect::<Result<Vec<_>, _>>()?;
         let followed: Vec<(VolumeId, &Device)> =
             devices.iter().enumerate().map(|(index, device)| (VolumeId([index as u8; 16]), device)).collect();
-        let tap_options = KernelTapOptions { ring: options.ring, data: options.data, keep: None };
+        let tap_options =
+            KernelTapOptions { ring: options.ring, data: options.data, keep: options.keep.clone() };
         let tap = KernelTap::attach(&followed, &tap_options)?;
         if let (true, Some(why)) = (options.data, tap.why_not_data()) {
             bail!("data mode is off: {why}");
@@ -99,7 +108,7 @@ impl Follower {
         let points = Arc::new(AtomicU64::new(0));
         let thread = std::thread::spawn({
             let (stop, points) = (stop.clone(), points.clone());
-            move || follow(tracker, options, &stop, &points)
+            move || follow(tracker, &options, &stop, &points)
         });
         Ok(Follower { stop, points, thread: Some(thread) })
     }
@@ -131,7 +140,7 @@ impl Follower {
 
 fn follow(
     mut source: impl Source,
-    options: FollowOptions,
+    options: &FollowOptions,
     stop: &AtomicBool,
     points: &AtomicU64,
 ) -> anyhow::Result<Followed> {
@@ -165,7 +174,7 @@ fn follow(
         }
         if settled {
             let status = source.status();
-            ensure!(status.losses == 0, "tracking had a gap: {status:?}");
+            ensure!(options.gaps || status.losses == 0, "tracking had a gap: {status:?}");
             return Ok(Followed { epochs, status, ring_used_max });
         }
         if stopping {

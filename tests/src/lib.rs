@@ -1,5 +1,6 @@
 //! What the whole-system tests share.
 
+pub mod bootable;
 pub mod follower;
 pub mod frozen;
 pub mod guest;

@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use block::ByteCount;
+use block::{ByteCount, Generation, GroupId};
+use capture::Keep;
 use scratch::lanes::{Lane, Writers, check};
 use scratch::{FileSystem, LoopDisk, Mount, run};
 use seawall_tests::follower::{FollowOptions, Followed, Follower};
@@ -291,6 +292,57 @@ fn kernel_initial_copy_converges_under_writes() -> anyhow::Result<()> {
     let counts = writers.stop()?;
     let followed = follower.finish()?;
     every_point(&followed, &lanes, &[&disk], &counts, dir.path()).map(drop)
+}
+
+/// Somebody detaches some of the programs while writes go on. The disk's own count of writes tells: no point lacks one.
+fn programs_taken_away(taken: &[&str]) -> anyhow::Result<Followed> {
+    let dir = tempfile::tempdir()?;
+    let disk = LoopDisk::create(&dir.path().join("source.img"), 64 * MIB)?;
+    let lanes = raw_lanes(disk.device(), 0, 4);
+    let group = GroupId((std::process::id() as u128).to_le_bytes());
+    let folder = Path::new("/sys/fs/bpf/seawall-test");
+    let keep = Keep { folder: folder.to_owned(), group, generation: Generation(1) };
+    let options = FollowOptions {
+        interval: Duration::from_millis(20),
+        keep: Some(keep),
+        gaps: true,
+        ..FollowOptions::default()
+    };
+    let follower = Follower::start(&[disk.device()], options)?;
+    let followed = (|| -> anyhow::Result<Followed> {
+        bursts(&lanes, 1, Duration::from_millis(200), Duration::from_millis(100))?;
+        follower.wait_for_points(1)?;
+        for installation in std::fs::read_dir(folder.join(group.to_string()))? {
+            let installation = installation?.path();
+            for name in taken {
+                std::fs::remove_file(installation.join(format!("link_{name}")))?;
+            }
+        }
+        let counts = bursts(&lanes, 4, Duration::from_millis(200), Duration::from_millis(300))?;
+        let followed = follower.finish()?;
+        every_point(&followed, &lanes, &[&disk], &counts, dir.path())?;
+        Ok(followed)
+    })();
+    let removed = capture::detach(folder, Some(&group.to_string()));
+    let followed = followed?;
+    removed?;
+    Ok(followed)
+}
+
+#[test]
+fn kernel_writes_that_nobody_saw_are_found() -> anyhow::Result<()> {
+    if !root("kernel_writes_that_nobody_saw_are_found") {
+        return Ok(());
+    }
+    // Their ends go unseen, but each has its place in flight: only those are read again.
+    let complete = ["on_complete_0", "on_complete_1", "on_complete_2"];
+    let followed = programs_taken_away(&complete).context("without completions")?;
+    ensure!(followed.status.drained > ByteCount(64 * MIB), "nothing was read again: {:?}", followed.status);
+    // Nothing of them is seen: everything is read again.
+    let all = ["on_issue_0", "on_issue_1", "on_complete_0", "on_complete_1", "on_complete_2"];
+    let followed = programs_taken_away(&all).context("without any")?;
+    ensure!(followed.status.losses > 0, "no gap was noticed: {:?}", followed.status);
+    Ok(())
 }
 
 /// Devices that cannot be captured are refused, with what to name instead.

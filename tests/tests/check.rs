@@ -111,3 +111,27 @@ fn kernel_status_says_why_a_mode_is_active() -> anyhow::Result<()> {
     has(&status["groups"][0]["capture_notes"], "not a block device")?;
     system.stop(Part::Agent)
 }
+
+/// A disk whose writes the kernel does not count is followed, and status says what is missing.
+#[test]
+fn kernel_status_says_that_the_second_witness_is_off() -> anyhow::Result<()> {
+    use seawall_tests::system::{Part, System};
+    if !root("kernel_status_says_that_the_second_witness_is_off") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let disk = scratch::LoopDisk::create(&dir.path().join("disk.img"), 8 * MIB)?;
+    let name = disk.device().file_name().expect("a device has a name").to_string_lossy().into_owned();
+    let switch = format!("/sys/block/{name}/queue/iostats");
+    std::fs::write(&switch, "0")?;
+    let followed = (|| {
+        let mut system = System::init(&[disk.device()], 200)?;
+        system.start_all()?;
+        system.wait_for_points("a first point", |points| !points.is_empty())?;
+        let status = system.operator("status", &[])?;
+        has(&status["groups"][0]["capture_notes"], "queue/iostats")?;
+        system.stop(Part::Agent)
+    })();
+    std::fs::write(&switch, "1")?; // the device may be used again
+    followed
+}

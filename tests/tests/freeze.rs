@@ -311,6 +311,42 @@ fn kernel_a_killed_agent_leaves_nothing_frozen() -> anyhow::Result<()> {
     is(&point, "filesystem", "")
 }
 
+/// Agent and watchdog are killed in the same instant: the next agent finds what they left frozen.
+#[test]
+fn kernel_an_agent_thaws_what_its_predecessor_left() -> anyhow::Result<()> {
+    if !root("kernel_an_agent_thaws_what_its_predecessor_left") {
+        return Ok(());
+    }
+    let (site, mut system, beat) = long_freeze(60_000)?;
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let (socket, seawall) = (system.socket(), seawall_tests::system::program("seawall")?);
+        let asked = scope.spawn(move || {
+            let mut command = std::process::Command::new(&seawall);
+            command.args(["point", "now", "--consistency", "filesystem", "--socket"]).arg(&socket).output()
+        });
+        beat.wait_frozen()?;
+        let watchdog = run("pgrep", &["--parent", &system.pid(Part::Agent)?.to_string()])?;
+        // Stopped first, so that neither sees the other go.
+        run("kill", &["-STOP", watchdog.trim()])?;
+        system.kill(Part::Agent)?;
+        run("kill", &["-KILL", watchdog.trim()])?;
+        site.raw.mend()?;
+        asked.join().expect("asking does not panic")?;
+        std::thread::sleep(Duration::from_millis(300));
+        beat.wait_frozen()?;
+        system.start(Part::Agent)?;
+        let took = beat.wait_thawed()?;
+        println!("thawed {took:?} after the agent was started");
+        Ok(())
+    })?;
+    beat.stop()?;
+    let (point, _) = again(&system, &["--consistency", "filesystem"])?;
+    is(&point, "filesystem", "")?;
+    let left = system.socket().with_extension("frozen");
+    ensure!(!left.exists(), "{} is left", left.display());
+    Ok(())
+}
+
 /// A point from an agent that has just started: it must compare its disks first.
 fn again(system: &System, arguments: &[&str]) -> anyhow::Result<(Value, i32)> {
     let limit = Instant::now() + Duration::from_secs(120);

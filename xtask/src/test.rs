@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{cargo, find, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 20] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -18,11 +18,25 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("pgrep", "procps"),
     ("mariadbd", "mariadb-server"),
     ("gcc", "build-essential"),
+    // Clients of exports.
+    ("qemu-img", "qemu-utils"),
+    ("nbdcopy", "libnbd-bin"),
+    ("fusermount3", "fuse3"),
+    // Disks with files, and machines that start.
+    ("pvck", "lvm2"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("syslinux", "syslinux"),
 ];
 /// A header or another file that is not found by its name alone, and its package.
-const HEADERS: [(&str, &str); 2] = [
+const HEADERS: [(&str, &str); 5] = [
     ("/usr/include/bpf/bpf_helpers.h", "libbpf-dev"),
     ("/usr/lib/postgresql/15/bin/pgbench", "postgresql-15"),
+    ("/usr/lib/python3/dist-packages/nbd.py", "python3-libnbd"),
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
+    ("/usr/lib/syslinux/mbr/gptmbr.bin", "syslinux-common"),
 ];
 
 #[derive(Args)]

@@ -1,6 +1,7 @@
 //! Freezing the filesystems on the group's disks, and thawing them whatever happens.
 //!
-//! Rooms: `mounts` finds them; `ioctl` asks the kernel; `watchdog` is the process that thaws when the agent does not.
+//! Rooms: `mounts` finds them; `ioctl` asks the kernel; `watchdog` is the process that thaws when the agent does not;
+//! `marker` is for the agent that comes after both were killed.
 //!
 //! Order, and what breaks when it is changed:
 //! 1. The directories are open, and the watchdog holds them too, before anything is frozen: a path on a frozen filesystem may not
@@ -13,6 +14,7 @@
 //!    was taken of frozen filesystems.
 
 mod ioctl;
+mod marker;
 mod mounts;
 mod watchdog;
 
@@ -23,6 +25,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::io::Errno;
 
+use marker::Marker;
+pub(crate) use marker::thaw_left;
 pub(crate) use mounts::{DeviceNumber, Filesystem, find, lines, names};
 use watchdog::Watchdog;
 
@@ -46,6 +50,8 @@ pub(crate) struct Freeze<'a> {
     began: Instant,
     /// Indices of those that are frozen, in the order in which they were.
     frozen: Vec<usize>,
+    /// Removed when all is thawed.
+    marker: Option<Marker>,
 }
 
 /// How a freeze ended.
@@ -59,8 +65,13 @@ pub(crate) struct Thaw {
 
 impl<'a> Freeze<'a> {
     /// Gets everything ready, with nothing frozen: written out, and a watchdog that waits.
-    pub(crate) fn prepare(filesystems: &'a [Filesystem], budget: Duration) -> anyhow::Result<Freeze<'a>> {
-        Freeze::prepare_with(&watchdog::own_program(), filesystems, budget)
+    /// `marker` is a file for the next agent, should this one and the watchdog be killed together.
+    pub(crate) fn prepare(
+        filesystems: &'a [Filesystem],
+        budget: Duration,
+        marker: &Path,
+    ) -> anyhow::Result<Freeze<'a>> {
+        Freeze::prepare_with(&watchdog::own_program(), filesystems, budget, marker)
     }
 
     /// With another program as the watchdog.
@@ -68,6 +79,7 @@ impl<'a> Freeze<'a> {
         program: &Path,
         filesystems: &'a [Filesystem],
         budget: Duration,
+        marker: &Path,
     ) -> anyhow::Result<Freeze<'a>> {
         if filesystems.len() > FILESYSTEMS_FROZEN_MAX {
             anyhow::bail!(
@@ -80,8 +92,9 @@ impl<'a> Freeze<'a> {
         for filesystem in filesystems {
             write_out(filesystem)?;
         }
+        let marker = Some(Marker::write(marker, filesystems)?);
         let began = Instant::now();
-        Ok(Freeze { filesystems, watchdog: Some(watchdog), budget, began, frozen: Vec::new() })
+        Ok(Freeze { filesystems, watchdog: Some(watchdog), budget, began, frozen: Vec::new(), marker })
     }
 
     /// Freezes all of them. On an error, which says of which and why, what was frozen is thawed again.
@@ -141,6 +154,11 @@ impl<'a> Freeze<'a> {
         let lasted = self.began.elapsed();
         if let Some(watchdog) = self.watchdog.take() {
             watchdog.done();
+        }
+        match (self.marker.take(), &held) {
+            // The watchdog may have thawed, or nobody.
+            (Some(marker), Err(_)) => marker.keep(),
+            (marker, _) => drop(marker),
         }
         Thaw { lasted, held }
     }
@@ -218,15 +236,18 @@ mod tests {
         let mount = Mount::new(disk.device(), &dir.path().join("mnt"), "defaults").unwrap();
         let filesystems = [filesystem(mount.point())];
         let file = mount.point().join("file");
+        let marker = dir.path().join("frozen");
 
-        let mut freeze = Freeze::prepare_with(&program(), &filesystems, Duration::from_secs(60)).unwrap();
+        let mut freeze =
+            Freeze::prepare_with(&program(), &filesystems, Duration::from_secs(60), &marker).unwrap();
         freeze.freeze().unwrap();
         let thaw = freeze.thaw();
         assert_eq!(thaw.held, Ok(()));
         drop(freeze);
         std::fs::write(&file, "thawed").unwrap();
 
-        let mut freeze = Freeze::prepare_with(&program(), &filesystems, Duration::from_millis(200)).unwrap();
+        let mut freeze =
+            Freeze::prepare_with(&program(), &filesystems, Duration::from_millis(200), &marker).unwrap();
         freeze.freeze().unwrap();
         // Ends only when the watchdog has thawed.
         std::fs::write(&file, "thawed").unwrap();
@@ -236,7 +257,8 @@ mod tests {
         drop(freeze);
 
         // Dropped without a word, as by a panic.
-        let mut freeze = Freeze::prepare_with(&program(), &filesystems, Duration::from_secs(60)).unwrap();
+        let mut freeze =
+            Freeze::prepare_with(&program(), &filesystems, Duration::from_secs(60), &marker).unwrap();
         freeze.freeze().unwrap();
         drop(freeze);
         std::fs::write(&file, "thawed").unwrap();
@@ -244,7 +266,7 @@ mod tests {
         // One that cannot be frozen: the others are thawed again.
         let other = Mount::memory(&dir.path().join("memory"), 1 << 20).unwrap();
         let both = [filesystem(mount.point()), filesystem(other.point())];
-        let mut freeze = Freeze::prepare_with(&program(), &both, Duration::from_secs(60)).unwrap();
+        let mut freeze = Freeze::prepare_with(&program(), &both, Duration::from_secs(60), &marker).unwrap();
         let refused = freeze.freeze().unwrap_err();
         assert!(refused.contains("memory (some) cannot be frozen"), "{refused}");
         drop(freeze);
@@ -256,8 +278,10 @@ mod tests {
     fn a_program_that_is_no_watchdog_is_found_out_before_anything_is_frozen() {
         let dir = tempfile::tempdir().unwrap();
         let filesystems = [filesystem(dir.path())];
+        let marker = dir.path().join("frozen");
         for program in ["/bin/true", "/bin/cat", "/nonexistent"] {
-            let refused = Freeze::prepare_with(Path::new(program), &filesystems, Duration::from_secs(1));
+            let refused =
+                Freeze::prepare_with(Path::new(program), &filesystems, Duration::from_secs(1), &marker);
             let error = format!("{:#}", refused.unwrap_err());
             assert!(error.contains("watchdog"), "{program}: {error}");
         }

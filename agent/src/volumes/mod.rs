@@ -48,7 +48,14 @@ pub(crate) struct Volumes {
     /// Whether they are still there.
     pub(crate) presence: Arc<Presence>,
     /// Held as long as the disks are protected.
-    _locks: Vec<File>,
+    locks: Vec<File>,
+}
+
+impl Volumes {
+    /// Another agent may take the disks.
+    pub(crate) fn release(&mut self) {
+        self.locks.clear();
+    }
 }
 
 /// Finds the disks, takes them for this agent alone, and remembers them.
@@ -56,15 +63,27 @@ pub(crate) fn settle(config: &AgentConfig) -> anyhow::Result<Volumes> {
     settle_in(config, &Disks::default(), Path::new(RUN_DIR))
 }
 
-fn settle_in(config: &AgentConfig, disks: &Disks, run: &Path) -> anyhow::Result<Volumes> {
-    let file = &config.agent.disks_file;
-    let record = Record::load(file)?;
-    let mut settling = Settling { config, disks, record: &record, list: Vec::new(), notes: Vec::new() };
+/// Whether every disk of the group is there to be opened.
+pub(crate) fn all_there(config: &AgentConfig) -> bool {
+    Record::load(&config.agent.disks_file)
+        .and_then(|record| find(config, &Disks::default(), &record))
+        .is_ok_and(|(list, _)| list.iter().all(|settled| settled.volume.size() != Some(ByteCount::ZERO)))
+}
+
+/// Which disks the volumes are, with notes for people.
+fn find(config: &AgentConfig, disks: &Disks, record: &Record) -> anyhow::Result<(Vec<Settled>, Vec<String>)> {
+    let mut settling = Settling { config, disks, record, list: Vec::new(), notes: Vec::new() };
     for volume in &config.volume {
         settling.add(volume)?;
     }
-    let Settling { list, mut notes, .. } = settling;
-    refuse_twice(&list)?;
+    refuse_twice(&settling.list)?;
+    Ok((settling.list, settling.notes))
+}
+
+fn settle_in(config: &AgentConfig, disks: &Disks, run: &Path) -> anyhow::Result<Volumes> {
+    let file = &config.agent.disks_file;
+    let record = Record::load(file)?;
+    let (list, mut notes) = find(config, disks, &record)?;
     let found: Vec<&Settled> = list.iter().filter(|settled| settled.disk.is_some()).collect();
     let mut locks = Vec::new();
     for disk in found.iter().filter_map(|settled| settled.disk.as_ref()) {
@@ -81,7 +100,7 @@ fn settle_in(config: &AgentConfig, disks: &Disks, run: &Path) -> anyhow::Result<
     }
     let presence = Arc::new(Presence::of(list.iter().map(|settled| settled.disk.as_ref())));
     let list = list.into_iter().map(|settled| settled.volume).collect();
-    Ok(Volumes { list, notes, presence, _locks: locks })
+    Ok(Volumes { list, notes, presence, locks })
 }
 
 /// A volume, and the disk that it is, unless it is a file.

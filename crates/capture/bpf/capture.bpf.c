@@ -24,6 +24,7 @@ char LICENSE[] SEC("license") = "GPL";
 #define BUCKETS 8192        /* of 8 requests each: 65,536 requests in flight */
 #define WALK_STEPS_MAX 8192 /* bios and pages of one request */
 #define RANGE_WORDS_MAX 2048 /* bitmap words of one request: 8 GiB */
+#define SUSPECTS_MAX 256    /* slots looked at in one run */
 
 enum kind { KIND_DATA = 1, KIND_ZEROES = 2, KIND_DISCARD = 3 };
 enum { RECORD_FIRST = 1, RECORD_LAST = 2 };
@@ -52,6 +53,7 @@ struct volume {
 struct granule_word {
 	__u64 dirty;
 	__u64 draining;
+	__u64 suspect; /* user space's: to be compared before it is sent */
 };
 
 /* Granules that were consumed from the ring or drained, and of which nobody has said yet that they are held durably. */
@@ -120,6 +122,20 @@ struct calibration {
 	__u64 request;     /* where a pointer becomes a number */
 };
 
+/* A slot that user space wants looked at. */
+struct suspect {
+	__u64 value;  /* in: what the slot holds; 0 ends the list */
+	__u32 place;  /* in: bucket * 8 + slot */
+	__u32 mend;   /* in: if it is stale, mark what it writes and free it */
+	__u64 stale;  /* out */
+};
+
+/* Of each volume: what the kernel has counted of writes that ended, and what we have. */
+struct ledger {
+	__u64 base;   /* user space's: by how many sectors the kernel's count may be ahead of ours */
+	__u64 mended; /* sectors of writes whose end nobody saw, found by their slots; in `ended` too */
+};
+
 enum { LOST_PASSTHROUGH = 1, LOST_RANGE = 2, LOST_WALK = 4, LOST_OPERATION = 8, LOST_STALE = 16 };
 
 struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 1 << 20); } ring SEC(".maps");
@@ -138,6 +154,10 @@ struct flight { /* what a slot's request writes; 0 bytes: not told */
 struct bucket { __u64 slot[8]; struct flight flight[8]; };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, BUCKETS); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct bucket); } inflight SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, struct calibration); } calibration SEC(".maps");
+/* Sectors whose end was seen: VOLUMES_MAX of each CPU. */
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, VOLUMES_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, __u64); } ended SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, VOLUMES_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct ledger); } ledger SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, SUSPECTS_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct suspect); } suspects SEC(".maps");
 
 /* ---- which disk ---- */
 
@@ -287,6 +307,16 @@ static __always_inline void mark(struct volume *v, struct counters *here, __u64 
 		set_lost(v, here, LOST_RANGE);
 }
 
+/* The kernel adds the same number to the disk's statistics before anyone can see the end (blk_account_io_completion). */
+static __always_inline void count_ended(struct volume *v, __u64 sectors)
+{
+	__u32 key = bpf_get_smp_processor_id() * VOLUMES_MAX + v->index;
+	__u64 *count = bpf_map_lookup_elem(&ended, &key);
+
+	if (count)
+		__sync_fetch_and_add(count, sectors);
+}
+
 static __always_inline int is_ranges(__u32 op)
 {
 	return op == REQ_OP_DISCARD || op == REQ_OP_SECURE_ERASE || op == REQ_OP_WRITE_ZEROES;
@@ -298,11 +328,12 @@ static __always_inline int is_ranges(__u32 op)
  * when user space has set bits, every captured write that did not see them is in a slot then (R4).
  *
  * A write whose completion was not seen leaves its slot behind. Whoever uses that request next finds it, and marks what
- * that write wrote.
+ * that write wrote; so does user space, which looks for such slots when the kernel has counted more ends than we have.
  */
 
 #define SLOT_PHASE 1ULL
 #define SLOT_MISSED 2ULL
+#define SLOT_REQUEUED 4ULL /* it went back, and has not been issued again yet */
 #define SLOT_FLAGS 7ULL
 
 static __always_inline struct bucket *bucket_of(__u64 address)
@@ -365,6 +396,22 @@ static __always_inline void flight_mark(struct flight *flight, struct counters *
 		mark(v, here, flight->sector, flight->bytes);
 	else
 		set_lost(v, here, LOST_STALE);
+}
+
+/* The end of that write, or of so many bytes of it, was not seen by count_ended. */
+static __always_inline void flight_ended(struct flight *flight, __u32 bytes)
+{
+	__u32 dev = flight->dev, index;
+	struct volume *v = bpf_map_lookup_elem(&volumes, &dev);
+	struct ledger *l;
+
+	if (!v)
+		return;
+	index = v->index;
+	count_ended(v, bytes >> 9);
+	l = bpf_map_lookup_elem(&ledger, &index);
+	if (l)
+		__sync_fetch_and_add(&l->mended, bytes >> 9);
 }
 
 static __always_inline void slot_free(__u64 *slot)
@@ -648,12 +695,18 @@ static __always_inline void issue(struct request *rq, __u64 address, __u32 copy,
 	if (slot.value) {
 		/* Requeued: what is written now may not be what was captured, and more may have been merged to it. Or its
 		 * last completion went unseen. Or this is the same event again. */
-		__sync_fetch_and_or(slot.value, SLOT_MISSED);
+		if (!(__sync_fetch_and_or(slot.value, SLOT_MISSED) & SLOT_REQUEUED))
+			flight_ended(slot.flight, slot.flight->bytes);
+		__sync_fetch_and_and(slot.value, ~SLOT_REQUEUED);
 		flight_mark(slot.flight, here);
 		flight_note(slot.flight, v, rq, op, bytes);
 		COUNT(here->missed_requeue, 1);
+		if (op == REQ_OP_DRV_OUT)
+			slot_free(slot.value);
 		return;
 	}
+	if (op == REQ_OP_DRV_OUT) /* its completion needs no slot */
+		return;
 	trusted = LOAD(c->data_mode) && bio && bytes && (op == REQ_OP_WRITE || is_ranges(op)) && !encrypted_inline(rq);
 	slot = slot_claim(b, address | (LOAD(c->phase) & SLOT_PHASE) | (trusted ? 0 : SLOT_MISSED));
 	if (!slot.value) {
@@ -783,7 +836,7 @@ int BPF_PROG(on_requeue, struct request *rq)
 	if (b)
 		slot = slot_find(b, address);
 	if (slot.value)
-		__sync_fetch_and_or(slot.value, SLOT_MISSED);
+		__sync_fetch_and_or(slot.value, SLOT_MISSED | SLOT_REQUEUED);
 	return 0;
 }
 
@@ -828,8 +881,17 @@ static __always_inline void complete(struct request *rq, __u64 address, int erro
 		if (!slot.value)
 			COUNT(here->unseen, 1);
 	}
-	if (slot.value && (done >= bytes || error))
+	if (rq->bio)
+		count_ended(v, done >> 9);
+	if (!slot.value)
+		return;
+	if (done >= bytes || error) {
 		slot_free(slot.value);
+	} else if (slot.flight->sector == rq->__sector) { /* the rest goes on; not when this event was handled before */
+		slot.flight->sector += done >> 9;
+		if (slot.flight->bytes > done)
+			slot.flight->bytes -= done;
+	}
 }
 
 static __always_inline int complete_copy(struct request *rq, int error, unsigned int done, __u32 copy)
@@ -882,6 +944,67 @@ SEC("tp_btf/block_rq_complete")
 int BPF_PROG(on_complete_2, struct request *rq, int error, unsigned int done)
 {
 	return complete_copy(rq, error, done, 2);
+}
+
+/* ---- writes whose end nobody saw ----
+ *
+ * Run by user space alone. A slot is stale when its request does something else now, or is free.
+ */
+
+struct looking {
+	struct counters *here;
+};
+
+static long look_at_suspect(__u32 i, struct looking *looking)
+{
+	struct suspect *s = bpf_map_lookup_elem(&suspects, &i);
+	struct request *rq;
+	struct flight flight;
+	struct gendisk *disk;
+	struct bucket *b;
+	__u32 key, place, bytes;
+	__u64 value, sector;
+	int references;
+
+	if (!s || !s->value)
+		return 1;
+	s->stale = 0;
+	key = s->place >> 3;
+	place = s->place & 7;
+	b = bpf_map_lookup_elem(&inflight, &key);
+	value = s->value;
+	if (!b || LOAD(b->slot[place]) != value)
+		return 0;
+	flight = b->flight[place];
+	rq = (struct request *)(value & ~SLOT_FLAGS);
+	disk = BPF_CORE_READ(rq, q, disk);
+	bytes = flight.bytes;
+	if (bpf_core_read(&references, sizeof(references), &rq->ref))
+		return 0;
+	if (references && BPF_CORE_READ(rq, cmd_flags) & 1 &&
+	    ((__u32)BPF_CORE_READ(disk, major) << 20 | (__u32)BPF_CORE_READ(disk, first_minor)) == flight.dev) {
+		sector = BPF_CORE_READ(rq, __sector);
+		if (sector == flight.sector)
+			return 0;
+		if (sector > flight.sector && sector - flight.sector < bytes >> 9) /* only a part of it has ended */
+			bytes = (sector - flight.sector) << 9;
+	}
+	s->stale = 1;
+	if (s->mend && __sync_val_compare_and_swap(&b->slot[place], value, 0) == value) {
+		flight_mark(&flight, looking->here);
+		flight_ended(&flight, bytes);
+	}
+	return 0;
+}
+
+SEC("raw_tp/block_rq_complete")
+int on_suspects(void *ctx)
+{
+	struct looking looking = { .here = counters_here() };
+
+	if (looking.here)
+		bpf_loop(SUSPECTS_MAX, look_at_suspect, &looking, 0);
+	return 0;
 }
 
 /* ---- calibration: where page frames are, without a kernel symbol ---- */

@@ -70,7 +70,12 @@ struct request_queue {
 	struct gendisk *disk; /* since 5.15 */
 } CORE;
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct request {
+	atomic_t ref; /* 0: free */
 	struct request_queue *q;
 	unsigned int cmd_flags;
 	unsigned int __data_len;

@@ -106,6 +106,13 @@ impl Device {
         self.sequence
     }
 
+    /// Whether the kernel counts what is written to it, which is a second witness to every write (docs/capture.md).
+    pub fn counts_writes(&self) -> bool {
+        let (major, minor) = (rustix::fs::major(self.number), rustix::fs::minor(self.number));
+        let switch = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/iostats"));
+        switch.is_ok_and(|text| text.trim() == "1")
+    }
+
     /// A handle for direct reading.
     ///
     /// # Errors

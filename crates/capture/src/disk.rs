@@ -78,6 +78,8 @@ mod aligned {
 /// A read that the tracker wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Read {
+    /// What is read is compared, not sent.
+    pub compare: bool,
     /// Which disk.
     pub volume: VolumeIndex,
     /// Where.

@@ -6,6 +6,7 @@
 //! [`Source`] to the agent.
 
 pub mod check;
+mod compare;
 mod device;
 mod disk;
 mod disks;
@@ -17,6 +18,7 @@ mod source;
 mod tap;
 mod tracker;
 
+pub use compare::{Answer, Comparer, Question, Verdict};
 pub use device::Device;
 pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
 pub use disks::{DeviceName, DeviceNameError, Disks, FoundDisk, Identity, Resolved, Sameness};

@@ -71,6 +71,12 @@ pub struct SourceStatus {
     pub missed_ring: u64,
     /// Writes missed for any reason; each is or was a dirty granule.
     pub missed: u64,
+    /// Bytes of granules that are to be compared with the replica, because it is not known whether they changed.
+    pub suspect: ByteCount,
+    /// Bytes of those that have been compared, and how much of it was different.
+    pub compared: ByteCount,
+    /// See `compared`.
+    pub different: ByteCount,
     /// How often tracking was lost and everything became dirty.
     pub losses: u64,
     /// The last thing that went wrong, in words.
@@ -99,6 +105,12 @@ pub trait Source: Send {
     fn cut(&mut self, reuse: Fold, epoch: Epoch) -> Cut;
     /// Epochs up to this one are held durably elsewhere.
     fn acknowledged(&mut self, held: Epoch);
+    /// Compares all of a volume with the replica again, by its place in [`Source::volumes`]. False when it is compared all the
+    /// time.
+    fn suspect(&mut self, volume: usize) -> bool {
+        let _ = volume;
+        false
+    }
     /// Lets another source of the same volumes take over what is kept of this one, which is not used any more.
     fn release(&mut self) {}
     /// What it says of itself.

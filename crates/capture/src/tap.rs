@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 use block::{Bitmap, ByteCount, Epoch, Extent, Granule};
 
 /// A volume's place in the group, as the tap and the changeset number it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeIndex(pub u16);
 
 /// How far the ring of write records has come, in bytes since the tap began. Issue order is ring order.
@@ -106,8 +106,17 @@ pub trait Tap: Send {
     fn begin_drain(&mut self, volume: VolumeIndex, granule: Granule);
     /// Touches the granule, then clears the draining bit.
     fn end_drain(&mut self, volume: VolumeIndex, granule: Granule);
+    /// Clears the draining bit of a granule of which nothing was taken.
+    fn leave_drain(&mut self, volume: VolumeIndex, granule: Granule);
     /// Sets the dirty bit.
     fn mark_dirty(&mut self, volume: VolumeIndex, granule: Granule);
+
+    /// Granules that are compared before they are sent; each is dirty or draining.
+    fn suspects(&self, volume: VolumeIndex) -> Bitmap;
+    /// Sets the suspect bit.
+    fn suspect(&mut self, volume: VolumeIndex, granule: Granule);
+    /// Clears it.
+    fn trust(&mut self, volume: VolumeIndex, granule: Granule);
 
     /// Notes which captured writes are in flight.
     fn begin_grace(&mut self);
@@ -142,6 +151,20 @@ pub trait Tap: Send {
     fn skipped(&mut self) -> bool;
     /// What [`Tap::skipped`] last saw has been acted on.
     fn forget_skipped(&mut self);
+
+    /// Whether a write that counts as missed is in flight: it may have ended, unseen by the programs.
+    fn missed_in_flight(&self) -> bool;
+    /// How many sectors of writes the disk has ended and the programs have not seen ending, as far as that can be told:
+    /// never too many.
+    fn unseen(&mut self, volume: VolumeIndex) -> u64;
+    /// All of the volume has been marked dirty.
+    fn accept_unseen(&mut self, volume: VolumeIndex);
+    /// Notes which places in flight are left of writes that are not there any more.
+    fn note_stale(&mut self);
+    /// Of those that were noted, such as still are: marks what they wrote, and frees them.
+    fn mend_stale(&mut self);
+    /// How many sectors were counted as ended because their place was found stale, since the tap began.
+    fn mended(&self, volume: VolumeIndex) -> u64;
 
     /// Writes seen since the tap began, captured or not.
     fn writes(&self) -> u64;

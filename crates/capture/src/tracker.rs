@@ -1,9 +1,12 @@
 //! The state machine of capture: consumes records, drains dirty granules, cuts epochs. The same in the agent and in the
 //! model tests; the kernel and the disks are behind [`Tap`] and [`Disk`].
 //!
-//! Consistency (R3): an epoch is crash-consistent if at its cut nothing is dirty and nothing is being drained. The bits are
-//! looked at after the ring has been consumed up to the cut, so that a missed write that completed before any
-//! recorded one was issued is seen.
+//! Consistency (R3): an epoch is crash-consistent if at its cut nothing is dirty, nothing is being drained and no missed write
+//! is in flight. That is looked at after the ring has been consumed up to the cut, so that a missed write that completed
+//! before any recorded one was issued is seen: by its bits, or by its slot if its end was not seen.
+//!
+//! Ends that nobody saw: the disks' own counts are compared with ours at each cut and every [`LOOK_NS`] in between. What is
+//! ahead is looked for among the slots; what they do not explain was never seen, and its volume is read again.
 //!
 //! Order of a drain, and what breaks if it is changed:
 //! 1. Note which granules are dirty. From now on no write to them enters the ring.
@@ -18,17 +21,24 @@
 //! 6. When the ring has been consumed so far, fold what was read, then clear *draining*. If it were cleared first, a
 //!    write captured meanwhile could be folded before the older data.
 //!
+//! Suspect granules, of which it is not known whether they changed, take the same way, but what is read is only compared:
+//! 4'. The replica is asked with checksums of what was read. Draining stays set until the answer has come.
+//! 5'. It answers when it has applied the open epoch, if that holds anything: no later epoch changes these granules before they
+//!     are trusted. An earlier answer could be of a state that a captured write, still on its way, changes.
+//! 6'. The same: suspect and draining are cleared. Different: *dirty* is set first, and the next round reads and sends it.
+//!
 //! Crash: what the tracker has taken and nobody holds durably yet is known to the tap as touched or draining. A tracker
 //! that starts on a tap that was used before marks it dirty, and reads it again (R8).
 //! Retries: a failed read leaves its granules dirty; the next round begins after [`READ_RETRY_PAUSE_NS`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use block::{Bitmap, ByteCount, ByteOffset, Consistency, Epoch, Extent, GRANULE_BYTES, Granule, UnixNanos};
-use changeset::{Fold, VolumeInfo};
+use changeset::{COMPARED_GRANULES_MAX, Fold, GranuleDigest, VolumeInfo};
 
 use crate::CaptureError;
+use crate::compare::{Answer, Comparer, Question, Verdict};
 use crate::disk::{Disk, Read, ReadDone};
 use crate::lanes::Lanes;
 use crate::source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
@@ -37,6 +47,8 @@ use crate::tap::{LossReason, RingPosition, Tap, VolumeIndex};
 /// Unfinished requests may hold this much besides the epoch's own memory; past it, the one that has waited longest is
 /// given up and its granules are read from the disk.
 pub const TRACKER_LANE_BYTES_MAX: ByteCount = ByteCount::mib(64);
+/// Regions of [`COMPARED_GRANULES_MAX`] granules for which reads may still be on the way; past it, the first is asked about.
+const REGIONS_GATHERED_MAX: usize = 2;
 /// After a failed read, the next round of draining waits this long.
 const READ_RETRY_PAUSE_NS: u64 = 1_000_000_000;
 /// Samples of (position, time) kept to date a cut that lags; past it the oldest is dropped, and a cut is dated earlier.
@@ -48,6 +60,12 @@ const OUTGROWN_NS_MAX: u64 = 10_000_000_000;
 /// Captured writes that are in flight for longer count as missed, so that a drain need not wait for a slow disk, nor for a
 /// write whose completion the programs did not see.
 const GRACE_NS_MAX: u64 = 500_000_000;
+/// While there are writes, it is looked so often for ends that nobody saw.
+const LOOK_NS: u64 = 50_000_000;
+/// And so often when nothing was written since all was found well.
+const LOOK_IDLE_NS: u64 = 500_000_000;
+/// Stale slots are noted in one look and mended in a later one; what is not explained after so many, will not be.
+const LOOKS_MAX: u32 = 4;
 /// Applications count as writing for so long after a write was seen.
 const WRITING_NS: u64 = 20_000_000;
 
@@ -76,15 +94,41 @@ enum Round {
     /// Nothing dirty when last looked.
     Idle,
     /// Waiting for the captured writes that were in flight when the dirty granules had been noted.
-    InFlight { dirty: Vec<Bitmap>, since: UnixNanos },
+    InFlight { dirty: Vec<Bitmap>, suspects: Vec<Bitmap>, since: UnixNanos },
     /// Reading what was noted.
-    Reading { dirty: Vec<Bitmap>, volume: usize, next: Granule },
+    Reading { dirty: Vec<Bitmap>, suspects: Vec<Bitmap>, volume: usize, next: Granule },
 }
 
 /// A read that has ended, and how far the ring must be consumed before it may be folded.
 struct Landed {
     done: ReadDone,
     after: RingPosition,
+}
+
+/// Sectors of a volume that ended unseen, and since when that is known.
+#[derive(Clone, Copy)]
+struct Unseen {
+    sectors: u64,
+    mended_before: u64,
+    looks: u32,
+}
+
+/// Suspect granules that were read, and what becomes of them.
+#[derive(Default)]
+struct Comparing {
+    /// To be asked, by volume and region.
+    gathered: BTreeMap<(VolumeIndex, u64), Vec<(Granule, GranuleDigest)>>,
+    /// Asked and not answered.
+    asked: BTreeMap<u64, (VolumeIndex, Vec<Granule>)>,
+    next: u64,
+    compared: ByteCount,
+    different: ByteCount,
+}
+
+impl Comparing {
+    fn is_over(&self) -> bool {
+        self.gathered.is_empty() && self.asked.is_empty()
+    }
 }
 
 /// Turns a tap and its disks into epochs.
@@ -99,6 +143,8 @@ pub struct Tracker<T, D> {
     reads: usize,
     reading: ByteCount,
     landed: VecDeque<Landed>,
+    comparer: Option<Box<dyn Comparer>>,
+    comparing: Comparing,
     samples: VecDeque<(RingPosition, UnixNanos)>,
     /// The disks were in the consumed state at this time or later.
     dated: UnixNanos,
@@ -111,6 +157,11 @@ pub struct Tracker<T, D> {
     pace: Pace,
     /// When it was last asked to advance.
     now: UnixNanos,
+    /// By volume.
+    unseen: Vec<Option<Unseen>>,
+    looked_at: UnixNanos,
+    /// The count of writes at the last look that found all well.
+    looked_writes: u64,
     /// Since when there are writes outside a volume's known size.
     outgrown: Option<UnixNanos>,
     /// The last epoch that was cut.
@@ -137,6 +188,9 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         let mut tracker = Tracker {
             tap,
             disk,
+            unseen: vec![None; volumes.len()],
+            looked_at: UnixNanos(0),
+            looked_writes: u64::MAX,
             volumes,
             limits,
             fold: Fold::new(),
@@ -145,6 +199,8 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             reads: 0,
             reading: ByteCount::ZERO,
             landed: VecDeque::new(),
+            comparer: None,
+            comparing: Comparing::default(),
             samples: VecDeque::new(),
             dated: now,
             undated_until: produced,
@@ -163,6 +219,11 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         };
         tracker.take_up();
         tracker
+    }
+
+    /// Suspect granules are compared with a replica before they are sent. Without this they are just sent.
+    pub fn compare_with(&mut self, comparer: Box<dyn Comparer>) {
+        self.comparer = Some(comparer);
     }
 
     /// What an earlier tracker had taken from this tap and nobody holds durably is read again.
@@ -240,10 +301,59 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         };
         tracing::warn!(volume = name, reason = what, "tracking had a gap: the volume is read again");
         self.last_error = Some(format!("volume {name}: {what}; reading it all again"));
-        for granule in 0..self.tap.granules(volume) {
-            self.tap.mark_dirty(volume, Granule(granule));
-        }
+        self.suspect_all(volume);
         self.tap.miss_in_flight();
+    }
+
+    fn suspect_all(&mut self, volume: VolumeIndex) {
+        for granule in 0..self.tap.granules(volume) {
+            // In this order: a granule that is dirty and not suspect would be sent, which is only more work.
+            self.tap.mark_dirty(volume, Granule(granule));
+            self.tap.suspect(volume, Granule(granule));
+        }
+    }
+
+    /// Looks for writes that ended unseen, if it is time to.
+    fn look_at_ends(&mut self, now: UnixNanos) {
+        let writes = self.tap.writes();
+        let pause = if writes == self.looked_writes { LOOK_IDLE_NS } else { LOOK_NS };
+        if now.0.saturating_sub(self.looked_at.0) < pause {
+            return;
+        }
+        self.looked_at = now;
+        self.tap.mend_stale();
+        let mut well = !self.tap.missed_in_flight();
+        for volume in self.indices() {
+            let sectors = self.tap.unseen(volume);
+            let mended = self.tap.mended(volume);
+            let known = &mut self.unseen[usize::from(volume.0)];
+            match known {
+                _ if sectors == 0 => *known = None,
+                Some(before) if before.looks + 1 < LOOKS_MAX => before.looks += 1,
+                Some(before) if mended.wrapping_sub(before.mended_before) < before.sectors => {
+                    *known = None;
+                    self.lose(volume, LossReason::Unseen);
+                    self.tap.accept_unseen(volume);
+                }
+                // Those were found; there are others since.
+                _ => *known = Some(Unseen { sectors, mended_before: mended, looks: 0 }),
+            }
+            well &= sectors == 0;
+        }
+        if well {
+            self.looked_writes = writes;
+        } else {
+            self.tap.note_stale();
+        }
+    }
+
+    /// Whether all ends of writes were seen, as far as the disks' own counts tell.
+    fn all_ends_seen(&mut self) -> bool {
+        let seen = self.indices().all(|volume| self.tap.unseen(volume) == 0);
+        if !seen {
+            (self.looked_at, self.looked_writes) = (UnixNanos(0), u64::MAX);
+        }
+        seen
     }
 
     fn consume(&mut self, until: RingPosition, limit: ByteCount) {
@@ -279,9 +389,15 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             && let Some(Landed { done, .. }) = self.landed.pop_front()
         {
             moved = true;
-            let Read { volume, extent } = done.read;
+            let Read { volume, extent, compare } = done.read;
             self.reading = self.reading - extent.length();
             match done.data {
+                Ok(data) if compare => {
+                    self.drained += extent.length();
+                    self.gather(volume, extent, &data);
+                    self.disk.recycle(data);
+                    continue;
+                }
                 Ok(data) => {
                     self.drained += extent.length();
                     for (index, granule) in data.chunks(GRANULE_BYTES as usize).enumerate() {
@@ -309,7 +425,70 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                 }
             }
             for granule in granules_of(extent) {
-                self.tap.end_drain(volume, granule);
+                if compare {
+                    self.tap.leave_drain(volume, granule);
+                } else {
+                    self.tap.end_drain(volume, granule);
+                }
+            }
+        }
+        moved
+    }
+
+    /// What was read of suspect granules goes into questions.
+    fn gather(&mut self, volume: VolumeIndex, extent: Extent, data: &[u8]) {
+        let Some(comparer) = &self.comparer else { return };
+        let digests: Vec<(Granule, GranuleDigest)> = granules_of(extent)
+            .zip(data.chunks(GRANULE_BYTES as usize))
+            .map(|(granule, data)| (granule, comparer.digest(volume, granule, data)))
+            .collect();
+        let region = |granule: Granule| granule.0 / COMPARED_GRANULES_MAX;
+        for (granule, digest) in digests {
+            self.comparing.gathered.entry((volume, region(granule))).or_default().push((granule, digest));
+        }
+        // Reads end in any order, so the region before may still lack some.
+        while self.comparing.gathered.len() > REGIONS_GATHERED_MAX {
+            self.ask_first();
+        }
+    }
+
+    fn ask_first(&mut self) {
+        let Some(((volume, _), mut granules)) = self.comparing.gathered.pop_first() else { return };
+        let Some(comparer) = &mut self.comparer else { return };
+        granules.sort_by_key(|(granule, _)| *granule);
+        let as_of = if self.fold.is_empty() { self.cut } else { self.cut.next() };
+        let number = self.comparing.next;
+        self.comparing.next += 1;
+        self.comparing.asked.insert(number, (volume, granules.iter().map(|(granule, _)| *granule).collect()));
+        comparer.ask(Question { number, volume, as_of, granules });
+    }
+
+    /// Takes the answers that have come, and asks what was gathered when nothing more is being read.
+    fn compare(&mut self) -> bool {
+        let reading =
+            matches!(self.round, Round::Reading { .. }) || self.reads > 0 || !self.landed.is_empty();
+        while !reading && !self.comparing.gathered.is_empty() {
+            self.ask_first();
+        }
+        let mut moved = false;
+        while let Some(Answer { number, verdict }) =
+            self.comparer.as_mut().and_then(|comparer| comparer.answer())
+        {
+            let Some((volume, granules)) = self.comparing.asked.remove(&number) else { continue };
+            moved = true;
+            self.comparing.compared += ByteCount(granules.len() as u64 * GRANULE_BYTES);
+            for granule in granules {
+                let different = match &verdict {
+                    Verdict::Same => false,
+                    Verdict::Differs(different) => different.contains(&granule),
+                    Verdict::Unknown => true,
+                };
+                if different {
+                    self.comparing.different += ByteCount(GRANULE_BYTES);
+                    self.tap.mark_dirty(volume, granule);
+                }
+                self.tap.trust(volume, granule);
+                self.tap.leave_drain(volume, granule);
             }
         }
         moved
@@ -323,13 +502,35 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                 Round::Idle => {
                     // One round at a time: a read of this round that is folded late would otherwise clear the draining
                     // bit of a granule that the next round is reading.
-                    let folded = self.reads == 0 && self.landed.is_empty();
+                    let folded = self.reads == 0 && self.landed.is_empty() && self.comparing.is_over();
                     #[cfg(feature = "model")]
                     let folded = folded || (self.rounds_overlap && self.reads == 0);
                     if self.tap.dirty_at_most() == 0 || now < self.retry_at || !folded {
                         return moved;
                     }
-                    let dirty: Vec<Bitmap> = self.indices().map(|volume| self.tap.dirty(volume)).collect();
+                    let wanted = self.comparer.as_mut().map_or(Some(false), |comparer| comparer.is_wanted());
+                    let mut suspects: Vec<Bitmap> = Vec::new();
+                    let mut dirty: Vec<Bitmap> = Vec::new();
+                    for volume in self.indices() {
+                        let (mut bits, suspect) = (self.tap.dirty(volume), self.tap.suspects(volume));
+                        match wanted {
+                            Some(true) => suspects.push(suspect),
+                            // They are sent as they are.
+                            Some(false) => {
+                                suspect.iter().for_each(|granule| self.tap.trust(volume, granule));
+                                suspects.push(Bitmap::empty(suspect.granules()));
+                            }
+                            // Nobody knows yet whether there is something to compare with.
+                            None => {
+                                suspect.iter().for_each(|granule| bits.remove(granule));
+                                suspects.push(suspect);
+                            }
+                        }
+                        dirty.push(bits);
+                    }
+                    if wanted.is_none() && dirty.iter().all(Bitmap::is_empty) {
+                        return moved;
+                    }
                     if dirty.iter().all(Bitmap::is_empty) {
                         // Counted, but its bit is not set yet; or counted twice when the bits were last counted.
                         self.miscounted += 1;
@@ -341,36 +542,42 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     }
                     self.miscounted = 0;
                     self.tap.begin_grace();
-                    Round::InFlight { dirty, since: now }
+                    Round::InFlight { dirty, suspects, since: now }
                 }
-                Round::InFlight { dirty, since } => {
+                Round::InFlight { dirty, suspects, since } => {
                     if !self.tap.grace_over() {
                         if now.0.saturating_sub(since.0) < GRACE_NS_MAX {
-                            self.round = Round::InFlight { dirty, since };
+                            self.round = Round::InFlight { dirty, suspects, since };
                             return moved;
                         }
                         self.tap.miss_waited();
                     }
-                    Round::Reading { dirty, volume: 0, next: Granule(0) }
+                    Round::Reading { dirty, suspects, volume: 0, next: Granule(0) }
                 }
-                Round::Reading { dirty, volume, next } => {
+                Round::Reading { dirty, suspects, volume, next } => {
                     // Drains leave a quarter of the memory to the records, which cannot wait.
                     let room = ByteCount(limit.0 / 4 * 3);
+                    let questions =
+                        self.comparer.as_ref().map_or(usize::MAX, |comparer| comparer.questions_max());
                     if self.reads >= self.limits.reads
+                        || self.comparing.asked.len() >= questions
                         || !self.pace.may_read(now, self.reads)
                         || self.fold.memory_bytes() + self.reading + self.limits.read > room
                     {
-                        self.round = Round::Reading { dirty, volume, next };
+                        self.round = Round::Reading { dirty, suspects, volume, next };
                         return moved;
                     }
                     let Some(bits) = dirty.get(volume) else { continue };
                     let index = VolumeIndex(volume as u16);
                     let Some(first) = bits.next(next) else {
-                        self.round = Round::Reading { dirty, volume: volume + 1, next: Granule(0) };
+                        self.round = Round::Reading { dirty, suspects, volume: volume + 1, next: Granule(0) };
                         continue;
                     };
+                    let compare = suspects[volume].contains(first);
                     let mut end = first;
-                    while bits.contains(end) && end.0 - first.0 < (self.limits.read.0 / GRANULE_BYTES).max(1)
+                    while bits.contains(end)
+                        && suspects[volume].contains(end) == compare
+                        && end.0 - first.0 < (self.limits.read.0 / GRANULE_BYTES).max(1)
                     {
                         self.tap.begin_drain(index, end);
                         end = Granule(end.0 + 1);
@@ -379,11 +586,11 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     let length = (end.0 * GRANULE_BYTES).min(size) - first.0 * GRANULE_BYTES;
                     let extent =
                         Extent::new(first.offset(), ByteCount(length)).expect("a granule of the volume");
-                    self.disk.submit(Read { volume: index, extent });
+                    self.disk.submit(Read { compare, volume: index, extent });
                     self.reads += 1;
                     self.reading += extent.length();
                     moved = true;
-                    Round::Reading { dirty, volume, next: end }
+                    Round::Reading { dirty, suspects, volume, next: end }
                 }
             };
         }
@@ -403,12 +610,22 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         }
     }
 
+    fn suspect_bytes(&self) -> ByteCount {
+        if self.comparer.is_none() || self.tap.dirty_at_most() == 0 && self.comparing.is_over() {
+            return ByteCount::ZERO;
+        }
+        ByteCount(self.indices().map(|volume| self.tap.suspects(volume).count()).sum::<u64>() * GRANULE_BYTES)
+    }
+
     fn clean(&self) -> bool {
         self.tap.dirty_at_most() == 0
             && self.reads == 0
             && self.landed.is_empty()
+            && self.comparing.is_over()
             && self.undated_until <= self.tap.consumed()
             && self.outgrown.is_none()
+            && self.unseen.iter().all(Option::is_none)
+            && !self.tap.missed_in_flight()
     }
 }
 
@@ -466,6 +683,7 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
     fn advance(&mut self, now: UnixNanos, limit: ByteCount) -> Result<Progress, CaptureError> {
         self.now = now;
         self.take_losses(now);
+        self.look_at_ends(now);
         self.pace.look(now, self.tap.writes(), self.limits.share);
         let before = self.tap.consumed();
         let produced = self.tap.produced();
@@ -475,10 +693,11 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
         self.samples.push_back((produced, now));
         self.consume(produced, limit);
         let landed = self.land(limit, now);
+        let compared = self.compare();
         let drained = self.drain(limit, now);
         Ok(if self.full(limit) {
             Progress::Full
-        } else if landed || drained || self.tap.consumed() != before {
+        } else if landed || compared || drained || self.tap.consumed() != before {
             Progress::Busy
         } else {
             Progress::Idle
@@ -506,7 +725,10 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
         // After the last consumed record: see the module's head.
         self.take_losses(self.now);
         self.watch_skipped();
-        let consistency = self.consistency();
+        let mut consistency = self.consistency();
+        if consistency.is_point() && !self.all_ends_seen() {
+            consistency = Consistency::None;
+        }
         self.cut = epoch;
         self.tap.keep_numbered(epoch);
         Cut { fold: std::mem::replace(&mut self.fold, reuse), consistency, time: self.dated }
@@ -519,6 +741,11 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
 
     fn release(&mut self) {
         self.tap.release();
+    }
+
+    fn suspect(&mut self, volume: usize) -> bool {
+        self.suspect_all(VolumeIndex(volume as u16));
+        true
     }
 
     fn status(&self) -> SourceStatus {
@@ -548,6 +775,9 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
             ring_used: ByteCount(self.tap.produced().0 - self.tap.consumed().0),
             missed_ring: counters.missed_ring,
             missed: counters.missed_dirty + counters.missed_ring + counters.missed_other,
+            suspect: self.suspect_bytes(),
+            compared: self.comparing.compared,
+            different: self.comparing.different,
             losses: self.losses,
             last_error: self.last_error.clone(),
         }

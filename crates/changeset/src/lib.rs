@@ -5,6 +5,7 @@
 
 mod bytes;
 mod changes;
+mod compare;
 mod fold;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -21,6 +22,10 @@ mod volume;
 mod workers;
 
 pub use changes::{Change, Changeset, Payload};
+pub use compare::{
+    COMPARE_MESSAGE_BYTES_MAX, COMPARED_GRANULES_MAX, CONVERSATION_BYTES, CompareAnswer, CompareError,
+    CompareQuestion, Conversation, Digester, GranuleDigest,
+};
 pub use fold::Fold;
 pub use header::{HeaderError, MAGIC, RoutingHeader, Stamp, VERSION};
 pub use key::{GroupKey, KEY_BYTES, KeyError};

@@ -1,7 +1,7 @@
 //! What root of a protected machine says to its agent, over a local socket: one JSON object on a line, and one or more for
 //! answer, of which the last ends the conversation.
 
-use block::{Consistency, Epoch, GroupId, Label, PointNote, UnixNanos};
+use block::{ByteCount, Consistency, Epoch, GroupId, Label, PointNote, UnixNanos};
 use serde::{Deserialize, Serialize};
 
 /// Where agents put their sockets, named for their groups, unless configured otherwise.
@@ -24,6 +24,12 @@ pub enum AgentRequest {
         #[serde(default)]
         wait: bool,
     },
+    /// Compare volumes with the replica, and send what differs. Answered by [`AgentAnswer::Comparing`] or a refusal.
+    Resync {
+        /// By name; all when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume: Option<String>,
+    },
 }
 
 /// What an agent answers.
@@ -42,7 +48,14 @@ pub enum AgentAnswer {
         /// Of the point.
         epoch: Epoch,
     },
-    /// There is no such point. The last answer.
+    /// These volumes are being compared; status tells how far it is. The last answer.
+    Comparing {
+        /// Their names.
+        volumes: Vec<String>,
+        /// Their size, all together.
+        bytes: ByteCount,
+    },
+    /// It is not done. The last answer.
     Refused {
         /// For programs.
         code: AgentRefusal,
@@ -63,6 +76,10 @@ pub enum AgentRefusal {
     NotAllowed,
     /// There could be no point of any consistency.
     NoPoint,
+    /// No volume of the group has that name.
+    NoSuchVolume,
+    /// What is scanned is compared all the time.
+    NotFollowed,
     /// The agent is stopping.
     Stopping,
 }
@@ -113,6 +130,11 @@ mod tests {
         };
         assert!(serde_json::from_str::<AgentRequest>(&short.replace("}", ",\"label\":\"\"}")).is_err());
         assert!(serde_json::from_str::<AgentRequest>(r#"{"request":"reboot"}"#).is_err());
+        request(r#"{"request":"resync"}"#, AgentRequest::Resync { volume: None });
+        request(
+            r#"{"request":"resync","volume":"data"}"#,
+            AgentRequest::Resync { volume: Some("data".into()) },
+        );
 
         let answer = |json: &str, answer: AgentAnswer| {
             assert_eq!(serde_json::to_string(&answer).unwrap(), json);
@@ -142,5 +164,9 @@ mod tests {
             AgentAnswer::Refused { code: AgentRefusal::Busy, reason: "later".into() },
         );
         answer(r#"{"answer":"applied","epoch":7}"#, AgentAnswer::Applied { epoch: Epoch(7) });
+        answer(
+            r#"{"answer":"comparing","volumes":["data"],"bytes":4096}"#,
+            AgentAnswer::Comparing { volumes: vec!["data".into()], bytes: ByteCount(4096) },
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! still be read; names and codes never change their meaning.
 
 mod agent;
+mod export;
 mod request;
 mod retain;
 mod state;
@@ -11,6 +12,10 @@ mod status;
 
 pub use agent::{
     AGENT_REQUEST_BYTES_MAX, AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint,
+};
+pub use export::{
+    ExportInfo, ExportPlace, ExportRequest, ExportsReply, VIEW_HASH_BYTES, VIEW_HASH_UNIT, VIEW_RANGES_MAX,
+    ViewRange,
 };
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
 pub use retain::{DamagedRange, DeleteReply, PinInfo, PinReply, ScrubFinding, ScrubProgressInfo, ScrubReply};

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use block::{ByteCount, Consistency, Epoch, Generation, GroupId, Label, PointNote, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{PinInfo, VolumeSummary};
+use crate::{ExportRequest, PinInfo, ViewRange, VolumeSummary};
 
 /// What an operator asks of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,30 @@ pub enum OperatorRequest {
         volume: VolumeId,
         /// When.
         point: PointSelector,
+        /// Only these parts, in order and apart from each other; none for the whole volume.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ranges: Vec<ViewRange>,
+    },
+    /// Hashes of a volume of a target server as it was at a point, to be compared with what is there already; the answer
+    /// is a [`ViewHead`], hashes of [`crate::VIEW_HASH_BYTES`] for each [`crate::VIEW_HASH_UNIT`] (where none is sent, all
+    /// is zeroes), and a [`ViewTail`].
+    HashView {
+        /// Which group.
+        group: GroupId,
+        /// Which of its volumes.
+        volume: VolumeId,
+        /// When.
+        point: PointSelector,
+    },
+    /// Serves volumes at a point over NBD; the answer is a [`crate::ExportInfo`]. Detached, that is all; else the export
+    /// lasts as long as the connection, and when it is stopped the connection is refused.
+    Export(ExportRequest),
+    /// The exports of a target server; the answer is a [`crate::ExportsReply`].
+    Exports,
+    /// Ends an export; the answer is a [`crate::ExportsReply`] with it.
+    StopExport {
+        /// Which.
+        id: u64,
     },
     /// Keeps a point of a target server whatever retention says; the answer is a [`crate::PinReply`].
     Pin {
@@ -209,13 +233,18 @@ mod tests {
                 format!(r#"{{"request":"points","group":"{group}"}}"#),
             ),
             (
-                OperatorRequest::ReadView { group, volume, point: PointSelector::Latest },
+                OperatorRequest::ReadView { group, volume, point: PointSelector::Latest, ranges: Vec::new() },
                 format!(
                     r#"{{"request":"read-view","group":"{group}","volume":"{volume}","point":"latest"}}"#
                 ),
             ),
             (
-                OperatorRequest::ReadView { group, volume, point: PointSelector::Epoch(Epoch(7)) },
+                OperatorRequest::ReadView {
+                    group,
+                    volume,
+                    point: PointSelector::Epoch(Epoch(7)),
+                    ranges: Vec::new(),
+                },
                 format!(r#"{{"request":"read-view","group":"{group}","volume":"{volume}","point":"7"}}"#),
             ),
             (
@@ -240,6 +269,22 @@ mod tests {
             (
                 OperatorRequest::Scrub { group, volume: Some(volume) },
                 format!(r#"{{"request":"scrub","group":"{group}","volume":"{volume}"}}"#),
+            ),
+            (OperatorRequest::Exports, r#"{"request":"exports"}"#.to_owned()),
+            (OperatorRequest::StopExport { id: 3 }, r#"{"request":"stop-export","id":3}"#.to_owned()),
+            (
+                OperatorRequest::Export(ExportRequest {
+                    group,
+                    volumes: vec![volume],
+                    point: PointSelector::Latest,
+                    place: crate::ExportPlace::Socket("/run/x".into()),
+                    writable: true,
+                    overlay_limit: None,
+                    detach: false,
+                }),
+                format!(
+                    r#"{{"request":"export","group":"{group}","volumes":["{volume}"],"point":"latest","place":{{"socket":"/run/x"}},"writable":true,"detach":false}}"#
+                ),
             ),
         ];
         for (request, json) in cases {

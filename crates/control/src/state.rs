@@ -80,7 +80,7 @@ states! {
         "Nothing, if it passes; if it comes back often, give the agent a larger ring or more memory, or the link more bandwidth."
     /// Tracking has a gap.
     Resync "resync" Notice
-        "Tracking had a gap, so that the volumes must be compared as a whole; no new point is offered until then."
+        "Tracking had a gap, so the volumes are compared with the replica; what differs is sent, and no new point is offered until then."
         "Nothing, if the cause is known (a restart of the machine); otherwise look at the last error."
     /// Data cannot be captured.
     CaptureLimited "capture-limited" Notice

@@ -3,7 +3,7 @@ use std::fmt;
 use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{PointInfo, StateCode};
+use crate::{ExportInfo, PointInfo, StateCode};
 
 /// How the writes of a volume are being captured now, from best to worst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -101,6 +101,15 @@ pub struct AgentReport {
     pub epoch_memory_limit: ByteCount,
     /// Sealed and not yet sent.
     pub unsent_bytes: ByteCount,
+    /// What is to be compared with the replica, because it is not known whether it changed.
+    #[serde(default)]
+    pub suspect_bytes: ByteCount,
+    /// What was compared since the agent started.
+    #[serde(default)]
+    pub compared_bytes: ByteCount,
+    /// What of it was different, and was sent.
+    #[serde(default)]
+    pub different_bytes: ByteCount,
     /// Processors that the agent keeps busy: 0.5 is half of one.
     #[serde(default)]
     pub processors_used: f64,
@@ -233,6 +242,9 @@ pub struct TargetServerStatus {
     pub last_error: Option<String>,
     /// The groups it keeps.
     pub groups: Vec<TargetGroup>,
+    /// The points that it serves over NBD.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<ExportInfo>,
 }
 
 /// A group at a target server.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos};
+use block::{ByteCount, ByteOffset, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use changeset::{Changeset, Payload, VolumeInfo};
 use durable::Storage;
 use parking_lot::Mutex;
@@ -140,6 +140,25 @@ impl GroupReplica {
     /// The failure that poisoned it, if any.
     pub fn poisoned(&self) -> Option<String> {
         self.core.poison_reason().map(str::to_owned)
+    }
+
+    /// Reads the newest state, which is that of the applied epoch where the epoch being applied changes nothing.
+    ///
+    /// # Errors
+    /// When there is no such volume, or its image cannot be read.
+    pub fn read_newest(
+        &self,
+        volume: VolumeId,
+        buffer: &mut [u8],
+        offset: ByteOffset,
+    ) -> Result<(), ReplicaError> {
+        let image = self.core.shared.read().images.get(&volume).cloned();
+        let image = image.ok_or(ReplicaError::NoSuchVolume {
+            group: self.core.group,
+            volume,
+            epoch: self.applied().1,
+        })?;
+        image.read(buffer, offset.0)
     }
 
     /// Applies the next epoch. When this returns the replica holds it, durably.

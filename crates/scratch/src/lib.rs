@@ -62,8 +62,19 @@ impl LoopDisk {
     /// When there is no loop device to be had.
     pub fn attach(file: &Path, sector_bytes: u32) -> anyhow::Result<LoopDisk> {
         let sector_bytes = sector_bytes.to_string();
-        let options = ["--find", "--show", "--partscan", "--sector-size", &sector_bytes];
-        let device = run("losetup", &[&options[..], &[text(file)?]].concat())?;
+        LoopDisk::with(file, &["--partscan", "--sector-size", &sector_bytes])
+    }
+
+    /// Makes a disk of `bytes` from `offset` of a file or another disk.
+    ///
+    /// # Errors
+    /// When there is no loop device to be had.
+    pub fn attach_part(file: &Path, offset: u64, bytes: u64) -> anyhow::Result<LoopDisk> {
+        LoopDisk::with(file, &["--offset", &offset.to_string(), "--sizelimit", &bytes.to_string()])
+    }
+
+    fn with(file: &Path, options: &[&str]) -> anyhow::Result<LoopDisk> {
+        let device = run("losetup", &[&["--find", "--show"], options, &[text(file)?]].concat())?;
         let user = fs::File::open(&device);
         // In use, it is not detached but told to go when it is not used any more.
         run("losetup", &["--detach", &device])?;

@@ -44,10 +44,12 @@ pub enum FrameKind {
     View = 34,
     /// The end of a view, JSON; the argument is how many bytes follow in further frames.
     Finish = 35,
+    /// A message of a comparison, sealed; the argument is its number, and 0 opens one.
+    Compare = 48,
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 14] = [
+    const ALL: [FrameKind; 15] = [
         FrameKind::Ping,
         FrameKind::Refuse,
         FrameKind::Grant,
@@ -62,6 +64,7 @@ impl FrameKind {
         FrameKind::Reply,
         FrameKind::View,
         FrameKind::Finish,
+        FrameKind::Compare,
     ];
 
     fn from_number(number: u16) -> Option<FrameKind> {

@@ -22,6 +22,8 @@ pub enum Purpose {
     Deliver,
     /// One request of an operator.
     Operate,
+    /// Comparing what source and target of one group hold.
+    Compare,
 }
 
 /// Why the first frame is not acceptable.
@@ -84,6 +86,7 @@ impl Handshake {
         let purpose: u16 = match self.purpose {
             Purpose::Deliver => 1,
             Purpose::Operate => 2,
+            Purpose::Compare => 3,
         };
         bytes[12..14].copy_from_slice(&purpose.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.flags.to_le_bytes());
@@ -112,6 +115,7 @@ impl Handshake {
         let purpose = match u16_at(12) {
             1 => Purpose::Deliver,
             2 => Purpose::Operate,
+            3 => Purpose::Compare,
             other => return Err(HandshakeError::Purpose(other)),
         };
         let mut flags = [0; 8];

@@ -2,14 +2,17 @@
 //!
 //! A connection is made by [`connect`] or accepted by a [`Listener`]; both sides then know who the other is, as the
 //! local [`authority`] wrote it into the certificate ([`Identity`]). What follows is either a delivery of changesets
-//! ([`Sender`], [`Receiver`]) or one request of an operator ([`Operator`], [`Operation`]).
+//! ([`Sender`], [`Receiver`]), one request of an operator ([`Operator`], [`Operation`]), or a comparison of what both ends
+//! hold ([`Comparison`]).
 //!
 //! The bytes are in docs/formats/wire.md.
 
 pub mod authority;
+mod compare;
 mod credentials;
 mod delivery;
 mod error;
+mod foreign;
 mod frame;
 mod handshake;
 mod identity;
@@ -21,11 +24,13 @@ mod retry;
 mod tls;
 
 pub use authority::{Authority, AuthorityError};
+pub use compare::{COMPARE_BYTES_MAX, CONVERSATION_BYTES, Comparison};
 pub use credentials::{CA_FILE, CERT_FILE, CREDENTIAL_BYTES_MAX, Credentials, CredentialsError, KEY_FILE};
 pub use delivery::{
     ACCEPT_TIME_MAX, Answerer, DATA_FRAME_BYTES, Incoming, REPORT_BYTES_MAX, Receipts, Receiver, Sender,
 };
 pub use error::WireError;
+pub use foreign::{foreign_client, foreign_server, operator_of};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, FrameError, FrameKind, Held, REFUSAL_BYTES_MAX};
 pub use handshake::{HANDSHAKE_BYTES, HANDSHAKE_MAGIC, HandshakeError, Purpose, VERSIONS};
 pub use identity::{Identity, IdentityError, NAME_BYTES_MAX, Role};

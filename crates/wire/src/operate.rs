@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
-use block::{ByteCount, ByteOffset};
+use block::{ByteCount, ByteOffset, GroupId};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::compare::Comparison;
 use crate::credentials::Credentials;
 use crate::delivery::{DATA_FRAME_BYTES, Receiver, read_message};
 use crate::frame::{FRAME_PAYLOAD_MAX, Frame, FrameKind, Open, Outgoing};
@@ -34,6 +35,8 @@ pub enum Opening {
     Deliver(Receiver),
     /// An operator asks.
     Operate(Operation),
+    /// Somebody compares.
+    Compare(Comparison),
 }
 
 impl Opening {
@@ -52,6 +55,7 @@ impl Opening {
         let allowed = match purpose {
             Purpose::Deliver => matches!(peer.role, Role::Agent | Role::ProcessServer),
             Purpose::Operate => peer.role == Role::Operator,
+            Purpose::Compare => matches!(peer.role, Role::Agent | Role::ProcessServer),
         };
         if !allowed {
             let message = format!("{peer} may not {}", verb(purpose));
@@ -68,7 +72,7 @@ impl Opening {
         match (purpose, frame.kind) {
             (Purpose::Deliver, FrameKind::Open) => {
                 let open: Open = read_message(&link.shared, &frame)?;
-                if let Some(message) = group_fault(&peer, open) {
+                if let Some(message) = group_fault(&peer, verb(purpose), open.group) {
                     return Err(link.shared.refuse(RefusalCode::WrongGroup, false, &message));
                 }
                 Ok(Opening::Deliver(Receiver::new(peer, open, link)))
@@ -79,6 +83,15 @@ impl Opening {
                 let request = text(&link, frame)?;
                 Ok(Opening::Operate(Operation { peer, request, link }))
             }
+            (Purpose::Compare, FrameKind::Compare) => {
+                let Some(opening) = Comparison::opening(&frame) else {
+                    return Err(link.violated("a comparison was not opened as it must be"));
+                };
+                if let Some(message) = group_fault(&peer, verb(purpose), opening.0) {
+                    return Err(link.shared.refuse(RefusalCode::WrongGroup, false, &message));
+                }
+                Ok(Opening::Compare(Comparison::accepted(peer, opening, link)))
+            }
             (_, kind) => Err(link.violated(&format!("a {kind:?} frame does not begin to {}", verb(purpose)))),
         }
     }
@@ -88,18 +101,19 @@ fn verb(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Deliver => "deliver",
         Purpose::Operate => "operate",
+        Purpose::Compare => "compare",
     }
 }
 
 /// Why the peer may not speak for the group, when it may not.
-fn group_fault(peer: &Identity, open: Open) -> Option<String> {
+fn group_fault(peer: &Identity, verb: &str, wanted: GroupId) -> Option<String> {
     match (peer.role, peer.group) {
-        (_, Some(group)) if group == open.group => None,
+        (_, Some(group)) if group == wanted => None,
         (_, Some(group)) => {
-            Some(format!("deliver for group {}: the certificate of {peer} names group {group}", open.group))
+            Some(format!("{verb} for group {wanted}: the certificate of {peer} names group {group}"))
         }
         (Role::Agent, None) => {
-            Some(format!("deliver for group {}: the certificate of {peer} names no group", open.group))
+            Some(format!("{verb} for group {wanted}: the certificate of {peer} names no group"))
         }
         (_, None) => None,
     }
@@ -193,6 +207,11 @@ impl ViewWriter {
     /// As [`Operation::reply`].
     pub async fn finish(self, json: &str) -> Result<(), WireError> {
         send_text(&self.link, FrameKind::Finish, json).await
+    }
+
+    /// Waits until the other side is gone.
+    pub async fn ended(&self) -> WireError {
+        self.link.shared.failed().await
     }
 
     /// Gives up: the view cannot be completed.

@@ -22,7 +22,7 @@ use seawall_process_server::ProcessServer;
 use seawall_target_server::TargetServer;
 use serde::Serialize;
 
-use crate::cli::{DemoOptions, DemoSource, InitOptions, Place, RestoreOptions};
+use crate::cli::{DemoOptions, DemoSource, InitOptions, Place, RestoreFormat, RestoreOptions};
 use crate::{init, restore, text};
 use source::{Scenario, Source};
 
@@ -229,6 +229,9 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
             group: None,
             point: PointSelector::Epoch(point.epoch),
             out: out.clone(),
+            format: RestoreFormat::Raw,
+            delta: false,
+            verify: false,
             force: false,
             json: options.json,
         })

@@ -82,6 +82,9 @@ pub(crate) struct CaptureFigures {
     pub(crate) epoch_memory_limit: ByteCount,
     pub(crate) missed_writes_total: u64,
     pub(crate) overflow_total: u64,
+    pub(crate) suspect_bytes: ByteCount,
+    pub(crate) compared_bytes: ByteCount,
+    pub(crate) different_bytes: ByteCount,
     pub(crate) processors_used: f64,
     pub(crate) memory_resident: ByteCount,
     pub(crate) written_bytes_total: ByteCount,
@@ -239,6 +242,9 @@ fn figures(report: &AgentReport, report_age_seconds: f64) -> CaptureFigures {
         epoch_memory_limit: report.epoch_memory_limit,
         missed_writes_total: report.missed_writes_total,
         overflow_total: report.overflow_total,
+        suspect_bytes: report.suspect_bytes,
+        compared_bytes: report.compared_bytes,
+        different_bytes: report.different_bytes,
         processors_used: report.processors_used,
         memory_resident: report.memory_resident,
         written_bytes_total: report.written_bytes_total,
@@ -343,6 +349,7 @@ pub(crate) mod tests {
             warnings: vec!["undo layers take 9.0 GiB of at most 10.0 GiB".into()],
         };
         TargetServerStatus {
+            exports: Vec::new(),
             groups: vec![group],
             state: StateCode::Replicating,
             ..TargetServerStatus::default()

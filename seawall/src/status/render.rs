@@ -31,6 +31,20 @@ pub(crate) fn overview(overview: &Overview) -> String {
     if let Some(server) = &overview.target_server {
         let undo: ByteCount = server.groups.iter().map(|group| group.undo_bytes).sum();
         let _ = writeln!(out, "Target server {}: undo layers {undo}", server.name);
+        for export in &server.exports {
+            let volumes: Vec<&str> = export.volumes.iter().map(|volume| volume.name.as_str()).collect();
+            let _ = writeln!(
+                out,
+                "Export {}: {} at point {}, clients {}, overlays {} of {}{}",
+                export.id,
+                volumes.join(", "),
+                export.point.epoch,
+                export.connections,
+                export.overlay_bytes,
+                export.overlay_limit,
+                if export.detached { ", detached" } else { "" }
+            );
+        }
     }
     out
 }
@@ -96,6 +110,13 @@ fn group_text(group: &GroupView) -> String {
             capture.overflow_total,
             text::span(Duration::from_secs_f64(capture.report_age_seconds.clamp(0.0, 1e9))),
         );
+        if capture.suspect_bytes > ByteCount::ZERO || capture.compared_bytes > ByteCount::ZERO {
+            let _ = writeln!(
+                out,
+                "Compared:   {} with the replica, of which {} were different; {} still to compare",
+                capture.compared_bytes, capture.different_bytes, capture.suspect_bytes,
+            );
+        }
     }
 
     if !group.volumes.is_empty() {

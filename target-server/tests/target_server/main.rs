@@ -1,5 +1,6 @@
 //! The target server as others meet it: over the wire, and as a command.
 
 mod command;
+mod export;
 mod server;
 mod support;

@@ -136,7 +136,7 @@ impl Site {
 
     /// Reads a view over the wire; checks its end against what came.
     pub(crate) async fn view(&self, point: control::PointSelector) -> Result<Vec<u8>, WireError> {
-        let request = OperatorRequest::ReadView { group: GROUP, volume: VOLUME, point };
+        let request = OperatorRequest::ReadView { group: GROUP, volume: VOLUME, point, ranges: Vec::new() };
         let request = serde_json::to_string(&request).unwrap();
         let credentials = self.credentials("operator");
         let mut reader = Operator::stream(&self.addr(), Role::TargetServer, &credentials, &request).await?;

@@ -8,8 +8,10 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
+use aya::Btf;
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
+use aya_obj::btf::BtfKind;
 use block::ByteCount;
 
 use super::{Fact, Finding, fact};
@@ -32,7 +34,7 @@ struct MapRequest {
 }
 
 pub(super) fn all(ring_bytes: ByteCount) -> Vec<Fact> {
-    vec![ring(ring_bytes), shared_array(), program(), helper()]
+    vec![ring(ring_bytes), shared_array(), program(), typed_tracepoints(), helper()]
 }
 
 fn create_map(request: &MapRequest) -> io::Result<OwnedFd> {
@@ -112,6 +114,27 @@ fn program() -> Fact {
             "Use a kernel that is built with CONFIG_BPF_EVENTS.",
         ),
         Err(error) => fact(NAME, Finding::NoEbpf, format!("the kernel refuses: {error}"), ASK_ADVICE),
+    }
+}
+
+/// Where the capture programs are attached, with the kernel's own types.
+fn typed_tracepoints() -> Fact {
+    const NAME: &str = "typed block tracepoints";
+    let types = match Btf::from_sys_fs() {
+        Ok(types) => types,
+        Err(error) => {
+            let advice = "See the kernel's types above.";
+            return fact(NAME, Finding::NoEbpf, format!("read the kernel's types: {error}"), advice);
+        }
+    };
+    let absent = crate::kernel::tracepoints()
+        .find(|name| types.id_by_type_name_kind(&format!("btf_trace_{name}"), BtfKind::Typedef).is_err());
+    match absent {
+        None => fact(NAME, Finding::Good, "are there", ""),
+        Some(name) => {
+            let advice = "Use a kernel with these tracepoints, as Debian's are since 5.10.";
+            fact(NAME, Finding::NoEbpf, format!("the kernel has no {name}"), advice)
+        }
     }
 }
 

@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use aya::programs::BtfTracePoint;
+use aya::programs::{BtfTracePoint, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
 use block::{Epoch, GRANULE_BYTES, VolumeId};
 
+use super::ends::Ends;
 use super::layout::{self, VolumeEntry};
 use super::maps::{Maps, possible_cpus, wait_for_programs};
 use super::pins::{self, Installation, Pins};
@@ -44,6 +45,13 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("on_issue_0", "block_rq_issue"),
     ("on_issue_1", "block_rq_issue"),
 ];
+/// Where the programs are attached.
+pub(crate) fn tracepoints() -> impl Iterator<Item = &'static str> {
+    PROGRAMS.iter().map(|(_, tracepoint)| *tracepoint)
+}
+
+/// Not attached, but run when slots are suspect; see `ends`.
+const SUSPECTS_PROGRAM: &str = "on_suspects";
 /// Ring sizes the kernel accepts end here; larger wishes are cut to it.
 pub(crate) const RING_BYTES_MAX: u64 = 1 << 30;
 /// A record that the old programs are still writing is waited for so long; past it, everything is dirty.
@@ -106,6 +114,7 @@ pub(super) fn attach(
         let attached = loaded.attach(None)?;
         let mut tap = KernelTap::new(entries, loaded.maps, attached, loaded.why_not_data, None);
         tap.count_again();
+        tap.ends.accept_all(&tap.maps);
         return Ok(tap);
     };
 
@@ -134,6 +143,7 @@ pub(super) fn attach(
                 tap.mark_all();
                 tap.why_all = Some("the group has a new generation".into());
             }
+
             tap.count_again();
             tap.maps.kept[0].generation.store(keep.generation.0, Ordering::SeqCst);
             tap.resumed = same_history;
@@ -178,6 +188,7 @@ fn install(
     let kept = &tap.maps.kept[0];
     kept.object.store(object_hash(), Ordering::SeqCst);
     kept.generation.store(generation, Ordering::SeqCst);
+    tap.ends.accept_all(&tap.maps);
     if let Some(old) = old.as_mut().filter(|_| same_history) {
         let was = &old.maps.kept[0];
         kept.numbered.store(was.numbered.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -231,8 +242,11 @@ impl Old {
             .ok()
             .and_then(|attached| attached.skipped(&self.maps))
             .is_none_or(|now| now.lost_since(before));
+        let unseen = Ends::new(&self.entries).unseen_beyond_slots(&self.maps);
         let why = if skipped {
             Some("the kernel may have skipped a completion")
+        } else if unseen {
+            Some("the kernel counts more writes than were seen")
         } else if wait_for_programs().is_err() {
             Some("the kernel does not say when its programs have ended")
         } else if !self.mark_ring(tap, pairs) {
@@ -245,6 +259,12 @@ impl Old {
             tap.why_all = Some(why.into());
             return;
         }
+        // Whatever has a slot may have ended unseen.
+        for (volume, extent) in self.maps.flights() {
+            if let Some((_, new)) = pairs.iter().find(|(was, _)| was.dev == volume) {
+                tap.mark_extent(new, extent);
+            }
+        }
         for (was, new) in pairs {
             let lost = self.maps.lost[was.index as usize].load(Ordering::SeqCst);
             // Writes past the end of a disk that has grown are in its new part, which is dirty.
@@ -254,7 +274,14 @@ impl Old {
             }
             for word in 0..was.words() {
                 let bits = self.maps.known(was, word);
-                tap.mark_word(new, word, if lost == 0 { bits & was.mask(word) } else { was.mask(word) });
+                let suspect =
+                    self.maps.granules[(was.first_word + word) as usize].suspect.load(Ordering::SeqCst);
+                tap.mark_word(new, word, bits & was.mask(word));
+                tap.mark_suspect(
+                    new,
+                    word,
+                    if lost == 0 { suspect & was.mask(word) } else { was.mask(word) },
+                );
             }
         }
     }
@@ -273,10 +300,7 @@ impl Old {
                     Some((record.extent, pair.1))
                 });
                 if let Some((extent, new)) = pair {
-                    let first = extent.offset().0 / GRANULE_BYTES;
-                    for granule in first..extent.end().0.div_ceil(GRANULE_BYTES).min(new.granules) {
-                        tap.mark_word(&new, granule / 64, 1 << (granule % 64));
-                    }
+                    tap.mark_extent(&new, extent);
                 }
                 ControlFlow::Continue(())
             });
@@ -292,6 +316,7 @@ impl Old {
 /// The programs that are attached, and what holds them so.
 pub(super) struct Attached {
     completion_programs: Vec<OwnedFd>,
+    pub(super) suspects_program: OwnedFd,
     /// Without pins, the links live as long as this.
     links: Vec<OwnedFd>,
 }
@@ -304,7 +329,7 @@ impl Attached {
             sys::open(&path).map_err(CaptureError::io("open the pinned program", path))
         };
         let completion_programs = COMPLETION_PROGRAMS.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Attached { completion_programs, links: Vec::new() })
+        Ok(Attached { completion_programs, suspects_program: open(&SUSPECTS_PROGRAM)?, links: Vec::new() })
     }
 
     /// How often the kernel has skipped runs; `None` when that cannot be told.
@@ -344,6 +369,7 @@ impl Loaded {
             .map_max_entries("touched", words as u32)
             .map_max_entries("counters", possible_cpus()? as u32)
             .map_max_entries("walks", possible_cpus()? as u32 * layout::LANES_PER_CPU)
+            .map_max_entries("ended", (possible_cpus()? * layout::VOLUMES_MAX) as u32)
             .load(OBJECT)
             .map_err(|error| CaptureError::kernel("create maps and relocate", &error))?;
         let maps = Maps::loaded(&ebpf, ring_bytes, words)?;
@@ -378,6 +404,7 @@ impl Loaded {
                     known => u64::MAX << known,
                 };
                 let bits = &self.maps.granules[(entry.first_word + word) as usize];
+                bits.suspect.store(entry.mask(word) & unknown, Ordering::SeqCst);
                 bits.dirty.store(entry.mask(word) & unknown, Ordering::SeqCst);
             }
             self.maps
@@ -388,9 +415,29 @@ impl Loaded {
         Ok(())
     }
 
+    fn load_suspects_program(&mut self, folder: Option<&Path>) -> Result<OwnedFd, CaptureError> {
+        let program = self.ebpf.program_mut(SUSPECTS_PROGRAM);
+        let program: &mut RawTracePoint = program
+            .ok_or_else(|| {
+                refuse("find a part of the program", format!("no {SUSPECTS_PROGRAM:?} in the object"))
+            })?
+            .try_into()
+            .map_err(|error: aya::programs::ProgramError| {
+                CaptureError::kernel("recognise a program", &error)
+            })?;
+        program.load().map_err(|error| CaptureError::kernel("pass the verifier", &error))?;
+        let fd = program.fd().map_err(|error| CaptureError::kernel("look at a program", &error))?.as_fd();
+        if let Some(folder) = folder {
+            let path = folder.join(format!("program_{SUSPECTS_PROGRAM}"));
+            sys::pin(fd, &path).map_err(CaptureError::io("pin", path))?;
+        }
+        fd.try_clone_to_owned().map_err(|error| CaptureError::kernel("duplicate a handle", &error))
+    }
+
     /// Attaches all programs, and pins them and their links in `folder`, if there is one.
     fn attach(&mut self, folder: Option<&Path>) -> Result<Attached, CaptureError> {
-        let mut attached = Attached { completion_programs: Vec::new(), links: Vec::new() };
+        let suspects_program = self.load_suspects_program(folder)?;
+        let mut attached = Attached { completion_programs: Vec::new(), suspects_program, links: Vec::new() };
         for (name, tracepoint) in PROGRAMS {
             let program = program(&mut self.ebpf, name)?;
             program

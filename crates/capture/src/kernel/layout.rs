@@ -1,13 +1,13 @@
 //! What bpf/capture.bpf.c shares with user space. Sizes are asserted here and fixed by explicit padding there.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use block::{ByteCount, Extent, Sector};
 
 use crate::tap::{Record, RecordKind, VolumeIndex};
 
 /// Grows when any of this changes, so that what another version has left pinned is not misread.
-pub(super) const LAYOUT: u64 = 1;
+pub(super) const LAYOUT: u64 = 3;
 /// Volumes of one group; more are refused.
 pub(super) const VOLUMES_MAX: usize = 64;
 /// CPUs of a machine; on one with more, capture is refused.
@@ -17,6 +17,10 @@ pub(super) const LANES_PER_CPU: u32 = 2;
 /// Buckets of requests in flight.
 pub(super) const BUCKETS: usize = 8192;
 pub(super) const SLOT_MISSED: u64 = 2;
+/// The rest is the request's address.
+pub(super) const SLOT_FLAGS: u64 = 7;
+/// Slots that are looked at in one run of `on_suspects`; more take several.
+pub(super) const SUSPECTS_MAX: usize = 256;
 
 pub(super) const LOST_PASSTHROUGH: u64 = 1;
 pub(super) const LOST_RANGE: u64 = 2;
@@ -58,16 +62,43 @@ impl VolumeEntry {
 pub(super) struct GranuleWord {
     pub(super) dirty: AtomicU64,
     pub(super) draining: AtomicU64,
+    pub(super) suspect: AtomicU64,
 }
-const _: () = assert!(size_of::<GranuleWord>() == 16);
+const _: () = assert!(size_of::<GranuleWord>() == 24);
 
-/// `struct bucket`: requests in flight, and what they write, which only the programs look at.
+/// `struct bucket`: requests in flight, and what they write.
 #[repr(C)]
 pub(super) struct Bucket {
     pub(super) slots: [AtomicU64; 8],
-    flights: [u64; 16],
+    pub(super) flights: [Flight; 8],
 }
 const _: () = assert!(size_of::<Bucket>() == 192);
+
+/// `struct flight`.
+#[repr(C)]
+pub(super) struct Flight {
+    pub(super) sector: AtomicU64,
+    pub(super) bytes: AtomicU32,
+    pub(super) dev: AtomicU32,
+}
+
+/// `struct suspect`.
+#[repr(C)]
+pub(super) struct Suspect {
+    pub(super) value: AtomicU64,
+    pub(super) place: AtomicU32,
+    pub(super) mend: AtomicU32,
+    pub(super) stale: AtomicU64,
+}
+const _: () = assert!(size_of::<Suspect>() == 24);
+
+/// `struct ledger`, one a volume.
+#[repr(C)]
+pub(super) struct Ledger {
+    pub(super) base: AtomicU64,
+    pub(super) mended: AtomicU64,
+}
+const _: () = assert!(size_of::<Ledger>() == 16);
 
 /// `struct touched_word`.
 #[repr(C)]

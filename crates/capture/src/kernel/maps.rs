@@ -7,16 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
+use block::{ByteCount, Extent, Sector};
 
-use super::layout::{self, Bucket, Control, Counters, GranuleWord, Kept, VolumeEntry};
+use super::layout::{
+    self, Bucket, Control, Counters, Flight, GranuleWord, Kept, Ledger, Suspect, VolumeEntry,
+};
 use super::memory::Shared;
 use super::ring::Ring;
 use super::touched::Touched;
 use crate::CaptureError;
 
 /// All maps that outlive the agent, in the order in which they are pinned.
-const PINNED: [&str; 9] =
-    ["ring", "volumes", "granules", "touched", "lost", "control", "counters", "inflight", "kept"];
+const PINNED: [&str; 12] = [
+    "ring", "volumes", "granules", "touched", "lost", "control", "counters", "inflight", "kept", "ended",
+    "ledger", "suspects",
+];
 
 pub(super) struct Maps {
     pub(super) ring: Ring,
@@ -28,6 +33,10 @@ pub(super) struct Maps {
     pub(super) counters: Shared<Counters>,
     pub(super) inflight: Shared<Bucket>,
     pub(super) kept: Shared<Kept>,
+    /// [`layout::VOLUMES_MAX`] of each CPU.
+    pub(super) ended: Shared<AtomicU64>,
+    pub(super) ledger: Shared<Ledger>,
+    pub(super) suspects: Shared<Suspect>,
 }
 
 fn missing(name: &str) -> CaptureError {
@@ -102,6 +111,9 @@ impl Maps {
             counters: shared(&open("counters")?, "counters", possible_cpus()?)?,
             inflight: shared(&open("inflight")?, "inflight", layout::BUCKETS)?,
             kept,
+            ended: shared(&open("ended")?, "ended", possible_cpus()? * layout::VOLUMES_MAX)?,
+            ledger: shared(&open("ledger")?, "ledger", layout::VOLUMES_MAX)?,
+            suspects: shared(&open("suspects")?, "suspects", layout::SUSPECTS_MAX)?,
         })
     }
 
@@ -137,6 +149,27 @@ impl Maps {
     /// One of them, by its number in [`Maps::slots`].
     pub(super) fn slot(&self, at: usize) -> &AtomicU64 {
         &self.inflight[at / 8].slots[at % 8]
+    }
+
+    /// What the request of a slot writes.
+    pub(super) fn flight(&self, at: usize) -> &Flight {
+        &self.inflight[at / 8].flights[at % 8]
+    }
+
+    /// What all slots' requests write, by the number of the disk; what is not told is a range of no sectors' end.
+    pub(super) fn flights(&self) -> impl Iterator<Item = (u32, Extent)> {
+        self.slots().enumerate().filter(|(_, slot)| slot.load(Ordering::SeqCst) != 0).filter_map(|(at, _)| {
+            let flight = self.flight(at);
+            let bytes = ByteCount(u64::from(flight.bytes.load(Ordering::SeqCst)));
+            let offset = Sector(flight.sector.load(Ordering::SeqCst)).offset();
+            Some((flight.dev.load(Ordering::SeqCst), Extent::new(offset, bytes).ok()?))
+        })
+    }
+
+    /// Sectors of a volume whose end was seen.
+    pub(super) fn ended(&self, volume: usize) -> u64 {
+        let counts = self.ended.iter().skip(volume).step_by(layout::VOLUMES_MAX);
+        counts.map(|count| count.load(Ordering::SeqCst)).fold(0, u64::wrapping_add)
     }
 
     /// A count of all CPUs together.

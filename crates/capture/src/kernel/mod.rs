@@ -2,11 +2,12 @@
 //!
 //! Rooms: `layout` is what both sides share; `maps` opens the kernel's maps and `memory` maps them; `ring` reads records;
 //! `calibrate` finds where page frames are; `attach` makes a tap, of nothing or of what the last agent left; `pins` is
-//! where that is; `touched` what is not held elsewhere yet; `skipped` is R11's watch; `sys` are bare system calls; this
-//! file ties them to [`Tap`].
+//! where that is; `touched` what is not held elsewhere yet; `skipped` is R11's watch, `ends` compares with what the kernel
+//! has counted; `sys` are bare system calls; this file ties them to [`Tap`].
 
 mod attach;
 mod calibrate;
+mod ends;
 mod layout;
 mod maps;
 mod memory;
@@ -26,13 +27,14 @@ use block::{Bitmap, ByteCount, Epoch, Extent, GRANULE_BYTES, Generation, Granule
 use crate::tap::{LossReason, Record, RingPosition, Tap, TapCounters, VolumeIndex};
 use crate::{CaptureError, Device};
 use attach::Attached;
+use ends::Ends;
 use layout::{GranuleWord, VolumeEntry};
 use maps::{Maps, wait_for_programs};
 use pins::Pins;
 use skipped::Skipped;
 
 pub use attach::OBJECT;
-pub(crate) use attach::RING_BYTES_MAX;
+pub(crate) use attach::{RING_BYTES_MAX, tracepoints};
 pub use pins::detach;
 
 /// How the tap is set up.
@@ -80,6 +82,7 @@ pub struct KernelTap {
     waited_for: Vec<(usize, u64)>,
     /// What was last read of the kernel's counts of skipped runs.
     looked: Option<Skipped>,
+    ends: Ends,
     data_mode: bool,
     why_not_data: Option<String>,
     resumed: bool,
@@ -110,6 +113,7 @@ impl KernelTap {
         pins: Option<Pins>,
     ) -> KernelTap {
         KernelTap {
+            ends: Ends::new(&volumes),
             volumes,
             maps,
             attached,
@@ -159,10 +163,24 @@ impl KernelTap {
         self.counted = self.counted.wrapping_sub(u64::from(already.count_ones()));
     }
 
+    /// Dirty, and to be compared.
+    fn mark_suspect(&mut self, entry: &VolumeEntry, word: u64, bits: u64) {
+        let suspect = &self.maps.granules[(entry.first_word + word) as usize].suspect;
+        suspect.fetch_or(bits, Ordering::SeqCst);
+        self.mark_word(entry, word, bits);
+    }
+
+    fn mark_extent(&mut self, entry: &VolumeEntry, extent: Extent) {
+        let first = extent.offset().0 / GRANULE_BYTES;
+        for granule in first..extent.end().0.div_ceil(GRANULE_BYTES).min(entry.granules) {
+            self.mark_word(entry, granule / 64, 1 << (granule % 64));
+        }
+    }
+
     fn mark_all(&mut self) {
         for entry in self.volumes.clone() {
             for word in 0..entry.words() {
-                self.mark_word(&entry, word, entry.mask(word));
+                self.mark_suspect(&entry, word, entry.mask(word));
             }
         }
     }
@@ -294,6 +312,34 @@ impl Tap for KernelTap {
         }
     }
 
+    fn leave_drain(&mut self, volume: VolumeIndex, granule: Granule) {
+        if let Some((word, bit)) = self.word(volume, granule) {
+            word.draining.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    fn suspects(&self, volume: VolumeIndex) -> Bitmap {
+        let Some(entry) = self.volumes.get(usize::from(volume.0)) else { return Bitmap::empty(0) };
+        let mut suspects = Bitmap::empty(entry.granules);
+        for word in 0..entry.words() {
+            let bits = &self.maps.granules[(entry.first_word + word) as usize].suspect;
+            suspects.insert_word(word, bits.load(Ordering::SeqCst));
+        }
+        suspects
+    }
+
+    fn suspect(&mut self, volume: VolumeIndex, granule: Granule) {
+        if let Some((word, bit)) = self.word(volume, granule) {
+            word.suspect.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    fn trust(&mut self, volume: VolumeIndex, granule: Granule) {
+        if let Some((word, bit)) = self.word(volume, granule) {
+            word.suspect.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
     fn mark_dirty(&mut self, volume: VolumeIndex, granule: Granule) {
         if let Some(entry) = self.volumes.get(usize::from(volume.0)).copied()
             && granule.0 < entry.granules
@@ -358,6 +404,33 @@ impl Tap for KernelTap {
         if let Some(looked) = self.looked {
             looked.store(&self.maps);
         }
+    }
+
+    fn missed_in_flight(&self) -> bool {
+        self.maps.slots().any(|slot| {
+            let value = slot.load(Ordering::SeqCst);
+            value & layout::SLOT_MISSED != 0 && value & !layout::SLOT_FLAGS != 0
+        })
+    }
+
+    fn unseen(&mut self, volume: VolumeIndex) -> u64 {
+        self.ends.unseen(&self.maps, usize::from(volume.0))
+    }
+
+    fn accept_unseen(&mut self, volume: VolumeIndex) {
+        self.ends.accept(&self.maps, usize::from(volume.0));
+    }
+
+    fn note_stale(&mut self) {
+        self.ends.note_stale(&self.maps, &self.attached);
+    }
+
+    fn mend_stale(&mut self) {
+        self.ends.mend_stale(&self.maps, &self.attached);
+    }
+
+    fn mended(&self, volume: VolumeIndex) -> u64 {
+        self.maps.ledger[usize::from(volume.0)].mended.load(Ordering::SeqCst)
     }
 
     fn writes(&self) -> u64 {

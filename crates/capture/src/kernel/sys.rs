@@ -10,6 +10,7 @@ use std::path::Path;
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 
@@ -37,6 +38,27 @@ struct ObjectRequest {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct RunRequest {
+    program: u32,
+    result: u32,
+    data_in_bytes: u32,
+    data_out_bytes: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_in_bytes: u32,
+    context_out_bytes: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    reserved: u32,
 }
 
 /// Calls bpf with a request that is exactly its structure for that command, or its beginning.
@@ -67,6 +89,13 @@ pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedF
     let request = TracepointRequest { name: 0, program: program.as_raw_fd() as u32, reserved: 0, cookie: 0 };
     // SAFETY: the request has no pointers; the result is a new handle that nobody else owns.
     unsafe { bpf(BPF_RAW_TRACEPOINT_OPEN, &request).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// Runs a raw tracepoint's program once, here and now, without its event.
+pub(super) fn run(program: BorrowedFd<'_>) -> io::Result<()> {
+    let request = RunRequest { program: program.as_raw_fd() as u32, ..RunRequest::default() };
+    // SAFETY: the request has no pointers.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &request) }.map(|_| ())
 }
 
 /// Gives a program or link a name in the BPF file system, by which it lives on.

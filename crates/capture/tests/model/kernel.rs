@@ -44,6 +44,14 @@ pub(crate) struct Config {
     pub(crate) skipped_issues: usize,
     pub(crate) skipped_completions: usize,
     pub(crate) handled_twice: usize,
+    /// Completions that no copy of the program handles, and that are not counted either.
+    pub(crate) left_out: usize,
+    /// Writes of which neither issue nor completion is seen.
+    pub(crate) left_out_twice: usize,
+    /// Only writes that have a slot are left out.
+    pub(crate) every_slot: bool,
+    /// The disks' counts cannot be compared with ours: a disk that never pauses.
+    pub(crate) unquiet: bool,
     pub(crate) passthrough: usize,
     pub(crate) encrypted: usize,
     pub(crate) discards: usize,
@@ -103,6 +111,15 @@ impl Ranges {
         self.as_slice().iter().map(|(_, sectors)| sectors).sum()
     }
 
+    /// After its first `done` sectors have ended; of several ranges, only the place of the first moves.
+    pub(crate) fn without_first(self, done: u64) -> Ranges {
+        let (sector, sectors) = self.list[0];
+        match (self.count, sectors > done) {
+            (1, true) => Ranges::one(sector + done, sectors - done),
+            _ => self,
+        }
+    }
+
     fn overlaps(&self, other: &Ranges) -> bool {
         self.as_slice()
             .iter()
@@ -125,6 +142,8 @@ pub(crate) struct Request {
     pub(crate) slow: bool,
     /// The program did not see that it came back.
     requeue_unseen: bool,
+    /// No program sees anything of it.
+    pub(crate) left_out: bool,
 }
 
 impl Request {
@@ -141,9 +160,17 @@ pub(crate) struct SimVolume {
     pub(crate) base: usize,
     pub(crate) dirty: u64,
     pub(crate) draining: u64,
+    pub(crate) suspect: u64,
     pub(crate) lost: bool,
     /// The two sets of touched granules.
     pub(crate) touched: [u64; 2],
+    /// Sectors that ended: as the disk counts, as the programs do, and those among them whose slots were found stale.
+    pub(crate) ended_kernel: u64,
+    pub(crate) ended: u64,
+    pub(crate) mended: u64,
+    /// By how much the disk's count may be ahead; and both as they were last read.
+    pub(crate) ended_base: u64,
+    pub(crate) ended_read: (u64, u64),
     /// For [`Mutation::CachedReads`].
     cache: Vec<Option<Value>>,
 }
@@ -204,6 +231,10 @@ pub(crate) struct World {
 impl World {
     /// A machine with writes in flight, and the programs attached to it.
     pub(crate) fn new(config: Config, mutation: Option<Mutation>, mut rng: Rng) -> World {
+        let config = match mutation {
+            Some(Mutation::PositionTooEarly) => Config { left_out: 0, left_out_twice: 0, ..config },
+            _ => config,
+        };
         let mut initial = Vec::new();
         let mut volumes = Vec::new();
         let mut next_value = 1;
@@ -225,8 +256,14 @@ impl World {
                 base,
                 dirty: 0,
                 draining: 0,
+                suspect: 0,
                 lost: false,
                 touched: [0; 2],
+                ended_kernel: 0,
+                ended: 0,
+                mended: 0,
+                ended_base: 0,
+                ended_read: (0, 0),
                 cache: vec![None; *sectors as usize],
             });
         }
@@ -266,11 +303,15 @@ impl World {
         world.some_steps(20);
         for volume in &mut world.volumes {
             volume.dirty = (1 << volume.granules) - 1;
+            volume.suspect = volume.dirty;
         }
         world.complete_attached = true;
         world.some_steps(6);
         world.issue_attached = true;
         world.some_steps(6);
+        for volume in &mut world.volumes {
+            volume.ended_base = volume.ended_kernel.wrapping_sub(volume.ended);
+        }
         world
     }
 
@@ -369,7 +410,15 @@ impl World {
         };
         // Skipped at its second issue after its requeue was skipped: the hole that is left of R11.
         let seen = self.requests[tag].as_ref().is_some_and(|request| !request.requeue_unseen);
-        let skipped = seen && self.rng.percent(self.config.skipped_issues);
+        let mut skipped = seen && self.rng.percent(self.config.skipped_issues);
+        if self.issue_attached && self.slot_of(tag).is_none() && self.rng.percent(self.config.left_out_twice)
+        {
+            self.met.left_out_twice += 1;
+            if let Some(request) = &mut self.requests[tag] {
+                request.left_out = true;
+            }
+        }
+        skipped |= self.requests[tag].as_ref().is_some_and(|request| request.left_out);
         if !self.issue_attached || skipped {
             self.take_off(tag, false);
         } else {
@@ -439,6 +488,7 @@ impl World {
             applied: 0,
             slow,
             requeue_unseen: false,
+            left_out: false,
         });
         Some(tag)
     }
@@ -569,6 +619,11 @@ impl World {
         }
         if self.complete_attached && !unseen && !self.is(Mutation::RequeueIgnored) {
             self.miss_slot(tag);
+            if let Some(place) = self.slot_of(tag)
+                && let Some(slot) = self.slot(place)
+            {
+                slot.requeued = true;
+            }
         }
     }
 

@@ -11,7 +11,7 @@
 //! The agent is killed at any step of its calls into the tap and the disks, and another one takes up what it left.
 //!
 //! Not modelled: memory that an application changes while it is being written; a requeue that the program does not see,
-//! followed by an issue that no copy of its program sees; writes that race on a sector, but for the test that shows the
+//! followed by an issue that no copy of its program sees; writes that nobody sees while others are counted twice; writes that race on a sector, but for the test that shows the
 //! limit; the kernel's sums over processors, which are single counts here; programs exchanged for others (an upgrade).
 
 mod kernel;
@@ -115,7 +115,8 @@ fn every_rule_is_missed() {
                 let memory = line.starts_with("memory was full");
                 assert!(
                     !line.contains("but no point after")
-                        && memory == (*mutation == Mutation::MemoryUnbounded)
+                        && memory == (*mutation == Mutation::MemoryUnbounded),
+                    "{mutation:?}, seed {seed}: {error}"
                 );
                 println!("{mutation:?}: caught after {} schedules, by seed {seed}: {line}", all.len() + 1);
             }

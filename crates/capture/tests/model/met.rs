@@ -28,10 +28,16 @@ pub(crate) struct Met {
     pub(crate) crashes: u64,
     pub(crate) epochs_dropped: u64,
     pub(crate) waited_too_long: u64,
+    pub(crate) left_out: u64,
+    pub(crate) left_out_twice: u64,
+    pub(crate) mended: u64,
+    pub(crate) unexplained: u64,
+    pub(crate) compared_same: u64,
+    pub(crate) compared_different: u64,
 }
 
 impl Met {
-    fn fields(&mut self) -> [(&'static str, &mut u64); 27] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 33] {
         let Met {
             writes,
             captured,
@@ -60,6 +66,12 @@ impl Met {
             crashes,
             epochs_dropped,
             waited_too_long,
+            left_out,
+            left_out_twice,
+            mended,
+            unexplained,
+            compared_same,
+            compared_different,
         } = self;
         [
             ("writes", writes),
@@ -89,6 +101,12 @@ impl Met {
             ("crashes", crashes),
             ("epochs_dropped", epochs_dropped),
             ("waited_too_long", waited_too_long),
+            ("left_out", left_out),
+            ("left_out_twice", left_out_twice),
+            ("mended", mended),
+            ("unexplained", unexplained),
+            ("compared_same", compared_same),
+            ("compared_different", compared_different),
         ]
     }
 

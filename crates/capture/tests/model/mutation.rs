@@ -67,7 +67,8 @@ pub(crate) enum Mutation {
     ClearedFirst,
     /// Drain, step 4: *dirty* is cleared after the read.
     ClearedAfterRead,
-    /// Drain, step 5: the position is noted when the read begins.
+    /// Drain, step 5: the position is noted when the read begins. Looking at missed writes in flight covers most of it,
+    /// so that is off as well, and nothing is left out.
     PositionTooEarly,
     /// Drain, step 6: what was read is folded without waiting for the ring.
     FoldedAtOnce,
@@ -79,6 +80,16 @@ pub(crate) enum Mutation {
     AgentMarksIgnored,
     /// R11: completions that no copy of the program handles are not counted.
     SkippedUncounted,
+    /// An epoch is offered although a missed write is in flight.
+    MissedInFlightOffered,
+    /// The disks' own counts are not looked at.
+    EndsUncompared,
+    /// What wrote through a slot that is used again is not marked.
+    StaleIgnored,
+    /// Resync: the replica answers before it has applied the epoch it was asked to.
+    ComparedTooEarly,
+    /// Resync: a granule that is different is trusted all the same.
+    DifferentTrusted,
     /// Two writes of one sector are in flight at once. Not a mutation but a limit: see
     /// `writes_that_race_on_a_sector_are_a_limit`.
     WritesRace,
@@ -127,6 +138,11 @@ impl Mutation {
             RoundsOverlap,
             AgentMarksIgnored,
             SkippedUncounted,
+            MissedInFlightOffered,
+            EndsUncompared,
+            StaleIgnored,
+            ComparedTooEarly,
+            DifferentTrusted,
         ]
     };
 }

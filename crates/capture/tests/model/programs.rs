@@ -16,8 +16,9 @@ pub(crate) struct Slot {
     pub(crate) missed: bool,
     /// Told apart from another of the same request in the same phase, which the kernel's table cannot.
     pub(crate) write: WriteId,
-    volume: usize,
-    ranges: Ranges,
+    pub(crate) volume: usize,
+    pub(crate) ranges: Ranges,
+    pub(crate) requeued: bool,
     /// For [`Mutation::LeftAtIssue`].
     pub(crate) left: bool,
 }
@@ -161,19 +162,30 @@ impl World {
         let copy = IssueAt::Reserve { range: 0, done: 0 };
         match run.at {
             IssueAt::FindSlot => {
-                let trusted = self.config.data_mode
-                    && kind != Kind::Passthrough
-                    && (!request.encrypted() || self.is(Mutation::PlaintextTrusted));
+                let trusted =
+                    self.config.data_mode && (!request.encrypted() || self.is(Mutation::PlaintextTrusted));
                 if let Some(place) = self.slot_of(run.tag) {
                     if !self.is(Mutation::RequeueIgnored) {
                         self.miss_slot(run.tag);
                         self.history.missed(write);
                         let slot = self.slot(place).as_mut().expect("found");
                         let before = *slot;
-                        (slot.write, slot.volume, slot.ranges) = (write, volume, ranges);
+                        (slot.write, slot.volume, slot.ranges, slot.requeued) =
+                            (write, volume, ranges, false);
                         self.met.stale += u64::from(before.write != write);
-                        self.mark_at_once(before.volume, before.ranges);
+                        if !before.requeued {
+                            self.count_mended(before.volume, before.ranges.total());
+                        }
+                        if !self.is(Mutation::StaleIgnored) {
+                            self.mark_at_once(before.volume, before.ranges);
+                        }
+                        if kind == Kind::Passthrough {
+                            *self.slot(place) = None;
+                        }
                     }
+                    return true;
+                }
+                if kind == Kind::Passthrough {
                     return true;
                 }
                 run.trusted = trusted && !(is_ranges && self.is(Mutation::DiscardIgnored));
@@ -191,7 +203,7 @@ impl World {
                 };
                 let (tag, phase, missed) = (run.tag, run.phase, !run.trusted);
                 self.buckets[bucket][free] =
-                    Some(Slot { tag, phase, missed, write, volume, ranges, left: false });
+                    Some(Slot { tag, phase, missed, write, volume, ranges, requeued: false, left: false });
                 if missed {
                     self.met.missed_copy += 1;
                     return true;
@@ -308,6 +320,38 @@ impl World {
         }
     }
 
+    /// Its end was not seen.
+    fn count_mended(&mut self, volume: usize, sectors: u64) {
+        let volume = &mut self.volumes[volume];
+        volume.ended += sectors;
+        volume.mended += sectors;
+    }
+
+    /// What `on_suspects` asks: whether the request of a slot does something else now.
+    pub(crate) fn is_stale(&self, slot: &Slot) -> bool {
+        let same = |request: &crate::kernel::Request| {
+            let first = |ranges: &Ranges| ranges.as_slice()[0].0;
+            request.volume == slot.volume && first(&request.ranges) == first(&slot.ranges)
+        };
+        // That its issue runs just now, for the second time since the slot was noted, is not modelled.
+        let runs = self.processors.iter().flatten().any(|run| run.tag == slot.tag);
+        !runs && !self.requests[slot.tag].as_ref().is_some_and(same)
+    }
+
+    /// Marks what a stale slot's write wrote, and frees it.
+    pub(crate) fn mend(&mut self, place: Place) {
+        if let Some(slot) = self.slot(place).take() {
+            self.mark_at_once(slot.volume, slot.ranges);
+            let part = self.requests[slot.tag].as_ref().and_then(|request| {
+                let (now, (sector, sectors)) = (request.ranges.as_slice()[0].0, slot.ranges.as_slice()[0]);
+                let moved = now.checked_sub(sector)?;
+                (slot.ranges.as_slice().len() == 1 && moved > 0 && moved < sectors).then_some(moved)
+            });
+            self.count_mended(slot.volume, part.unwrap_or(slot.ranges.total()));
+            self.met.mended += 1;
+        }
+    }
+
     /// Places in flight and what is there.
     pub(crate) fn slots(&self) -> impl Iterator<Item = (Place, Slot)> {
         let places = self.buckets.iter().enumerate();
@@ -324,7 +368,20 @@ impl World {
         let (volume, ranges) = (request.volume, request.ranges);
         let skipped =
             self.complete_attached && self.writing && self.rng.percent(self.config.skipped_completions);
-        let at = if self.complete_attached && !skipped { CompletionAt::Find } else { CompletionAt::Visible };
+        // The disks do not count what user space sends: a command of its that is left out leaves no trace.
+        let counts = self.requests[tag].as_ref().is_some_and(|request| request.kind != Kind::Passthrough);
+        let left_out = self.complete_attached
+            && counts
+            && (!self.config.every_slot || self.slot_of(tag).is_some())
+            && (self.requests[tag].as_ref().is_some_and(|request| request.left_out)
+                || self.writing && self.rng.percent(self.config.left_out));
+        self.met.left_out += u64::from(left_out);
+        if left_out {
+            self.history.missed(self.requests[tag].as_ref().map_or(0, |request| request.write));
+        }
+        let skipped = skipped && !left_out;
+        let seen = self.complete_attached && !skipped && !left_out;
+        let at = if seen { CompletionAt::Find } else { CompletionAt::Visible };
         self.met.skipped += u64::from(skipped);
         if skipped {
             self.history.missed(self.requests[tag].as_ref().map_or(0, |request| request.write));
@@ -340,7 +397,7 @@ impl World {
             seen: false,
             at,
             slot: None,
-            skipped,
+            skipped: skipped || left_out,
             volume,
             ranges,
             mask: 0,
@@ -382,6 +439,12 @@ impl World {
             CompletionAt::Find => {
                 let request = self.requests[run.tag].as_ref().expect("a request that completes");
                 let (kind, write) = (request.kind, request.write);
+                // The disk counts just after us, in some nanoseconds.
+                if kind != Kind::Passthrough {
+                    let volume = &mut self.volumes[run.volume];
+                    volume.ended += run.done;
+                    volume.ended_kernel += if run.again { 0 } else { run.done };
+                }
                 if kind == Kind::Passthrough {
                     if !self.is(Mutation::PassthroughIgnored) {
                         self.volumes[run.volume].lost = true;
@@ -446,7 +509,15 @@ impl World {
                         *self.slot(place) = None;
                         CompletionAt::Visible
                     }
-                    _ => CompletionAt::Visible,
+                    Some(place) => {
+                        if let Some(slot) = self.slot(place)
+                            && slot.ranges.as_slice()[0] == run.ranges.as_slice()[0]
+                        {
+                            slot.ranges = slot.ranges.without_first(run.done);
+                        }
+                        CompletionAt::Visible
+                    }
+                    None => CompletionAt::Visible,
                 };
             }
             CompletionAt::Visible
@@ -457,6 +528,12 @@ impl World {
                 run.at = if self.complete_attached { CompletionAt::Find } else { CompletionAt::Visible };
             }
             CompletionAt::Visible => {
+                let unseen = run.skipped || !self.complete_attached;
+                let passthrough =
+                    self.requests[run.tag].as_ref().is_some_and(|request| request.kind == Kind::Passthrough);
+                if unseen && !passthrough {
+                    self.volumes[run.volume].ended_kernel += run.done;
+                }
                 if !run.seen {
                     self.seen(run.tag, run.done);
                 }

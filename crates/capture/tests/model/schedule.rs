@@ -1,20 +1,25 @@
 //! One schedule: a machine, an agent with the real tracker, a replica that opens what the agent seals.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use block::{
     ByteCount, Consistency, Epoch, GRANULE_BYTES, Generation, Granule, GroupId, UnixNanos, VolumeId,
 };
 use bytes::Bytes;
-use capture::{Progress, Source, Tap, Tracker, TrackerLimits, VolumeIndex};
-use changeset::{Fold, GroupKey, Level, Opener, Payload, SealOptions, Stamp, VolumeInfo, seal};
+use capture::{
+    Answer, Comparer, Progress, Question, Source, Tap, Tracker, TrackerLimits, Verdict, VolumeIndex,
+};
+use changeset::{
+    Fold, GranuleDigest, GroupKey, Level, Opener, Payload, SealOptions, Stamp, VolumeInfo, seal,
+};
 
 use crate::kernel::{Config, GRANULE, World};
 use crate::met::Met;
 use crate::mutation::Mutation;
 use crate::oracle::Value;
 use crate::rng::Rng;
-use crate::tap::{Shared, SimDisk, SimTap, sides};
+use crate::tap::{Shared, SimDisk, SimTap, sides, write_sector};
 
 const GROUP: GroupId = GroupId([7; 16]);
 const KEY: [u8; 32] = [9; 32];
@@ -51,17 +56,35 @@ fn config(rng: &mut Rng) -> Config {
         }
     }
     let [
-        failures,
-        requeues,
+        mut failures,
+        mut requeues,
         partials,
-        skipped_issues,
+        mut skipped_issues,
         skipped_completions,
-        handled_twice,
+        mut handled_twice,
         passthrough,
         encrypted,
         unreadable,
         read_errors,
     ] = troubles;
+    // A write that nobody saw leaves no trace but in the disks' counts: they must be exact then, which they are not where
+    // something ends twice for us, or where the disk never pauses. There every write has a slot, and none fails.
+    let (mut left_out, mut left_out_twice) = (0, 0);
+    let mut every_slot = false;
+    let mut unquiet = false;
+    match rng.below(20) {
+        0..3 => {
+            (left_out, left_out_twice) = *rng.pick(&[(15, 0), (0, 3), (3, 3), (3, 1)]);
+            (handled_twice, requeues, skipped_issues) = (0, 0, 0);
+        }
+        3..6 => {
+            left_out = *rng.pick(&[3, 15]);
+            (skipped_issues, failures) = (0, 0);
+            every_slot = true;
+            unquiet = rng.percent(50);
+        }
+        _ => {}
+    }
     let mut sometimes =
         |percent: usize, rates: &[usize]| if rng.percent(percent) { *rng.pick(rates) } else { 0 };
     let discards = sometimes(50, &[5, 20]);
@@ -80,7 +103,7 @@ fn config(rng: &mut Rng) -> Config {
         hot: rng.percent(30),
         eager: *rng.pick(&[100, 40, 15, 5]),
         buckets: rng.between(1, 2),
-        slots: *rng.pick(&[1, 2, 8, 8, 8, 8, 8, 8]),
+        slots: if every_slot { 12 } else { *rng.pick(&[1, 2, 8, 8, 8, 8, 8, 8]) },
         ring_bytes: *rng.pick(&[1 << 13, 1 << 14, 1 << 15, 1 << 17, 1 << 17, 1 << 17, 1 << 17]),
         data_mode: rng.percent(97),
         failures,
@@ -89,6 +112,10 @@ fn config(rng: &mut Rng) -> Config {
         skipped_issues,
         skipped_completions,
         handled_twice,
+        left_out,
+        left_out_twice,
+        every_slot,
+        unquiet,
         passthrough,
         encrypted,
         discards,
@@ -138,8 +165,66 @@ struct Sent {
     in_flight: bool,
 }
 
+/// The way to the replica, shared with the tracker.
+#[derive(Default)]
+struct Way {
+    questions: Vec<Question>,
+    answers: Vec<Answer>,
+}
+
+/// Digests are the data's own: what a granule holds, as values.
+struct SimComparer {
+    shared: Shared,
+    way: Arc<Mutex<Way>>,
+    /// Calls until it is known whether there is something to compare with.
+    unknown: u32,
+    questions_max: usize,
+}
+
+impl Comparer for SimComparer {
+    fn is_wanted(&mut self) -> Option<bool> {
+        self.unknown = self.unknown.saturating_sub(1);
+        (self.unknown == 0).then_some(true)
+    }
+
+    fn digest(&self, _volume: VolumeIndex, granule: Granule, data: &[u8]) -> GranuleDigest {
+        digest(granule, data)
+    }
+
+    fn ask(&mut self, question: Question) {
+        let mut world = self.shared.lock();
+        world.preempt();
+        if !world.dead {
+            self.way.lock().expect("one thread").questions.push(question);
+        }
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        let mut world = self.shared.lock();
+        world.preempt();
+        if world.dead { None } else { self.way.lock().expect("one thread").answers.pop() }
+    }
+
+    fn questions_max(&self) -> usize {
+        self.questions_max
+    }
+}
+
+fn digest(granule: Granule, data: &[u8]) -> GranuleDigest {
+    // All of a sector is in its first bytes, and what is compared here are honest digests.
+    let mut sum = u128::from(granule.0);
+    for sector in data.chunks(512) {
+        let value = u64::from_le_bytes(sector[..8].try_into().expect("8 of 512 bytes"));
+        sum = (sum ^ u128::from(value)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+    }
+    sum.to_le_bytes()
+}
+
 struct Model {
     shared: Shared,
+    way: Arc<Mutex<Way>>,
+    /// Whether suspects are compared.
+    compares: bool,
     tracker: Tracker<SimTap, SimDisk>,
     infos: Vec<VolumeInfo>,
     limits: TrackerLimits,
@@ -154,6 +239,8 @@ struct Model {
     epoch: Epoch,
     replica: Vec<Value>,
     bases: Vec<usize>,
+    /// No question is answered before the replica has this.
+    as_of: Epoch,
     /// The first instant that suits the last point.
     instant: u64,
     met: Met,
@@ -204,6 +291,7 @@ impl Model {
         let (tap, disk) = sides(&self.shared);
         let now = self.now();
         self.tracker = Tracker::new(tap, disk, self.infos.clone(), self.limits, now);
+        self.compare();
         if self.mutation == Some(Mutation::RoundsOverlap) {
             self.tracker.let_rounds_overlap();
         }
@@ -276,6 +364,58 @@ impl Model {
         Ok(())
     }
 
+    /// What a new tracker compares with: questions of the one before are not answered any more.
+    fn compare(&mut self) {
+        if !self.compares {
+            return;
+        }
+        self.way = Arc::default();
+        let mut world = self.shared.lock();
+        let (unknown, questions_max) = (world.rng.below(4) as u32 * 20 + 1, world.rng.between(1, 4));
+        drop(world);
+        let (shared, way) = (self.shared.clone(), self.way.clone());
+        // The number of the last epoch may be one that an earlier agent gave.
+        self.as_of = self.epoch;
+        self.tracker.compare_with(Box::new(SimComparer { shared, way, unknown, questions_max }));
+    }
+
+    /// The replica answers what it can by now.
+    fn answer(&mut self) {
+        let (early, trusting) = (
+            self.mutation == Some(Mutation::ComparedTooEarly),
+            self.mutation == Some(Mutation::DifferentTrusted),
+        );
+        let mut way = self.way.lock().expect("one thread");
+        let Way { questions, answers } = &mut *way;
+        let ready = |question: &Question| early || self.held >= question.as_of.max(self.as_of);
+        let Some(which) = questions.iter().position(ready) else { return };
+        let Question { number, volume, granules, .. } = questions.swap_remove(which);
+        let base = self.bases[usize::from(volume.0)];
+        let sectors = (self.infos[usize::from(volume.0)].size.0 / 512) as usize;
+        let different = |(granule, found): &&(Granule, GranuleDigest)| {
+            let first = granule.0 as usize * GRANULE as usize;
+            let last = (first + GRANULE as usize).min(sectors);
+            let mut data = vec![0; (last - first) * 512];
+            for (index, sector) in (first..last).enumerate() {
+                let value = self.replica[base + sector];
+                if value != 0 {
+                    write_sector(&mut data[index * 512..], value, base + sector);
+                }
+            }
+            digest(*granule, &data) != *found
+        };
+        let different: Vec<Granule> =
+            granules.iter().filter(different).map(|(granule, _)| *granule).collect();
+        self.met.compared_different += different.len() as u64;
+        self.met.compared_same += (granules.len() - different.len()) as u64;
+        let verdict = match (different.is_empty() || trusting, self.shared.lock().rng.percent(5)) {
+            (_, true) => Verdict::Unknown,
+            (true, _) => Verdict::Same,
+            (false, _) => Verdict::Differs(different),
+        };
+        answers.push(Answer { number, verdict });
+    }
+
     /// The agent hears what is held.
     fn tell(&mut self) {
         if self.told < self.held {
@@ -326,6 +466,7 @@ impl Model {
                 self.deliver()?;
             }
             self.tell();
+            self.answer();
             if settled {
                 let world = self.shared.lock();
                 let source = world.volumes.iter().flat_map(|volume| &volume.platter);
@@ -388,6 +529,9 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     tracker.cut(folds.pop().unwrap_or_default(), Epoch::NONE);
     let mut model = Model {
         shared,
+        way: Arc::default(),
+        compares: rng.percent(50),
+        as_of: Epoch::NONE,
         tracker,
         infos,
         limits,
@@ -407,6 +551,7 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     if mutation == Some(Mutation::RoundsOverlap) {
         model.tracker.let_rounds_overlap();
     }
+    model.compare();
     let result = model.play(&mut rng, pace);
     let told = format!("{:?}, limit {limit}, {limits:?}", model.shared.lock().config);
     result.map_err(|error| format!("{error}\n{told}"))?;
@@ -414,6 +559,7 @@ pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) 
     folds.push(model.tracker.cut(Fold::new(), model.epoch.next()).fold);
     folds.iter_mut().for_each(Fold::clear);
     let mut met = model.shared.lock().met;
+    (met.compared_same, met.compared_different) = (model.met.compared_same, model.met.compared_different);
     (met.cuts, met.points, met.points_in_flight, met.full, met.epochs_dropped) = (
         model.met.cuts,
         model.met.points,
@@ -431,8 +577,13 @@ impl Model {
             self.shared.lock().writing = false;
             for _ in 0..400 {
                 self.steps(4);
-                if self.advance(self.limit)? == Progress::Full {
+                if self.advance(self.limit)? == Progress::Full || self.compares && rng.percent(20) {
                     self.cut()?;
+                }
+                if self.compares {
+                    self.deliver()?;
+                    self.tell();
+                    self.answer();
                 }
                 if self.tracker.consistency().is_point() {
                     break;
@@ -463,6 +614,9 @@ impl Model {
             }
             if rng.percent(pace.deliveries) {
                 self.tell();
+            }
+            if rng.percent(pace.deliveries) {
+                self.answer();
             }
             // What waits to be sent leaves the open epoch little room.
             let limit = if rng.percent(pace.pressure) { ByteCount(8192) } else { self.limit };

@@ -51,6 +51,8 @@ pub(crate) struct SimTap {
     waited_for: Vec<(Place, Slot)>,
     /// `marked - marked_again` and this, wrapping, is at least the number of dirty granules.
     counted: u64,
+    /// What was found stale.
+    stale: Vec<(Place, Slot)>,
     /// What was last read of skipped completions.
     looked: Option<u64>,
     /// For [`Mutation::BitsBeforeRing`].
@@ -176,6 +178,9 @@ impl Tap for SimTap {
             if late && world.rng.percent(20) {
                 world.ring.publish();
                 world.preempt();
+                // Killed just here, which chance alone brings about too rarely.
+                let dies = world.rng.percent(2);
+                world.dead |= dies;
             }
             if record.state == State::Submitted {
                 touch(&mut world, record.volume, record.sector, record.sectors);
@@ -254,6 +259,35 @@ impl Tap for SimTap {
         world.preempt();
         if !world.dead {
             world.volume_mut(volume).draining &= !bit;
+        }
+    }
+
+    fn leave_drain(&mut self, volume: VolumeIndex, granule: Granule) {
+        let mut world = self.shared.enter();
+        if !world.dead {
+            world.volume_mut(volume).draining &= !(1 << granule.0);
+        }
+    }
+
+    fn suspects(&self, volume: VolumeIndex) -> Bitmap {
+        let mut world = self.shared.enter();
+        let volume = world.volume_mut(volume);
+        let mut suspects = Bitmap::empty(volume.granules);
+        suspects.insert_word(0, volume.suspect);
+        suspects
+    }
+
+    fn suspect(&mut self, volume: VolumeIndex, granule: Granule) {
+        let mut world = self.shared.enter();
+        if !world.dead {
+            world.volume_mut(volume).suspect |= 1 << granule.0;
+        }
+    }
+
+    fn trust(&mut self, volume: VolumeIndex, granule: Granule) {
+        let mut world = self.shared.enter();
+        if !world.dead {
+            world.volume_mut(volume).suspect &= !(1 << granule.0);
         }
     }
 
@@ -385,6 +419,63 @@ impl Tap for SimTap {
         }
     }
 
+    fn missed_in_flight(&self) -> bool {
+        let world = self.shared.enter();
+        let unlooked = world.is(Mutation::MissedInFlightOffered) || world.is(Mutation::PositionTooEarly);
+        !unlooked && world.slots().any(|(_, slot)| slot.missed)
+    }
+
+    fn unseen(&mut self, volume: VolumeIndex) -> u64 {
+        let mut world = self.shared.enter();
+        if world.is(Mutation::EndsUncompared) || world.config.unquiet {
+            return 0;
+        }
+        let volume = world.volume_mut(volume);
+        let ahead = volume.ended_kernel.wrapping_sub(volume.ended);
+        let unseen = ahead.wrapping_sub(volume.ended_base) as i64;
+        let read = (volume.ended_kernel, volume.ended);
+        if unseen < 0 && volume.ended_read == read {
+            volume.ended_base = ahead;
+        }
+        volume.ended_read = read;
+        unseen.max(0) as u64
+    }
+
+    fn accept_unseen(&mut self, volume: VolumeIndex) {
+        let mut world = self.shared.enter();
+        if world.dead {
+            return;
+        }
+        world.met.unexplained += 1;
+        let volume = world.volume_mut(volume);
+        volume.ended_base = volume.ended_kernel.wrapping_sub(volume.ended);
+    }
+
+    fn note_stale(&mut self) {
+        let world = self.shared.enter();
+        self.stale = world.slots().filter(|(_, slot)| world.is_stale(slot)).collect();
+    }
+
+    fn mend_stale(&mut self) {
+        if !self.stale.is_empty() {
+            self.shared.enter().end_programs();
+        }
+        for (place, was) in std::mem::take(&mut self.stale) {
+            let mut world = self.shared.enter();
+            let same = world.slot(place).filter(|slot| slot.looks_like(&was));
+            if !world.dead
+                && let Some(slot) = same
+                && world.is_stale(&slot)
+            {
+                world.mend(place);
+            }
+        }
+    }
+
+    fn mended(&self, volume: VolumeIndex) -> u64 {
+        self.shared.enter().volume_mut(volume).mended
+    }
+
     fn writes(&self) -> u64 {
         self.shared.lock().met.writes
     }
@@ -438,7 +529,7 @@ impl Disk for SimDisk {
         if world.is(Mutation::FoldedAtOnce) {
             *self.landing.lock().expect("one thread") = Some(0);
         }
-        let Read { volume, extent } = done.read;
+        let Read { volume, extent, .. } = done.read;
         let took_ns = world.rng.below(3) as u64 * NANOS_PER_TICK;
         if world.is(Mutation::EndedBeforeFold) && !world.dead {
             let (first, last) = (extent.offset().granule().0, (extent.end().0 - 1) / block::GRANULE_BYTES);
@@ -467,6 +558,7 @@ pub(crate) fn sides(shared: &Shared) -> (SimTap, SimDisk) {
         waited_for: Vec::new(),
         counted: 0,
         looked: None,
+        stale: Vec::new(),
         counted_before: None,
         held: Vec::new(),
         landing: landing.clone(),

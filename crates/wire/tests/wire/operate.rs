@@ -9,7 +9,7 @@ use super::{Site, open};
 async fn operation(listener: &Listener) -> Operation {
     match open(listener).await.unwrap() {
         Opening::Operate(operation) => operation,
-        Opening::Deliver(_) => panic!("expected a request"),
+        _ => panic!("expected a request"),
     }
 }
 

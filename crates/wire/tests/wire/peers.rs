@@ -114,7 +114,7 @@ async fn an_agent_whose_certificate_names_no_group_delivers_nothing_and_a_proces
                     receiver.accept(wire::Held::default(), block::ByteCount(1));
                     Ok(receiver)
                 }
-                Opening::Operate(_) => panic!("nobody asked"),
+                _ => panic!("nobody asked"),
             }
         };
         let (client, server) = tokio::join!(delivery, server);

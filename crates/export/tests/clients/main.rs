@@ -1,0 +1,8 @@
+//! The clients that people use, against exports of real views.
+
+mod files;
+mod reading;
+mod strangers;
+mod support;
+mod tls;
+mod writing;

@@ -1,0 +1,237 @@
+//! `seawall boot`: a machine on a point, in QEMU.
+//!
+//! Its disks are overlays at the target, reached through a bridge; what it writes is dropped with them. It has no network
+//! unless it is given one. QEMU is killed when this command is.
+
+mod firmware;
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use block::{ByteCount, ByteOffset};
+use control::{ExportInfo, ExportPlace, ExportRequest, OperatorRequest, PointSelector, ViewHead, ViewRange};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::ask::Servers;
+use crate::cli::{BootAccelerator, BootBus, BootOptions};
+use crate::export::find_all;
+use crate::text;
+use firmware::Head;
+
+pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<ExitCode> {
+    // Before anything is started, so that no signal is lost.
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let servers = Servers::load(&options.place)?;
+    let (group, volumes) = find_all(&servers.points(options.group).await?, &options.volumes)?;
+    let request = ExportRequest {
+        group,
+        volumes,
+        point: options.point,
+        place: ExportPlace::Beside,
+        writable: true,
+        overlay_limit: options.limit,
+        detach: false,
+    };
+    let mut held = servers.export(request).await?;
+    let bridge = servers.bridge(&held.info, None)?;
+    let dir = bridge.socket().parent().context("the bridge's directory")?.to_owned();
+    let head = head(&servers, &held.info).await?;
+    let (uefi, why) = head.choose(options.firmware)?;
+    let pflash = if uefi { Some(firmware::uefi(&dir)?) } else { None };
+    let arguments = arguments(options, &held.info, bridge.socket(), head, pflash.as_ref())?;
+    // With what has been learnt, before the machine has the screen.
+    let names: Vec<&str> = held.info.volumes.iter().map(|volume| volume.name.as_str()).collect();
+    let (local, _) = text::instant(held.info.point.cut_time);
+    eprintln!(
+        "Booting {} as of point {} ({local}) with {} ({why}), network: {}.{}",
+        names.join(", "),
+        held.info.point.epoch,
+        if uefi { "UEFI" } else { "BIOS" },
+        options.network,
+        if at_terminal() { " Ctrl-A X ends it." } else { "" },
+    );
+    let mut command = Command::new("setpriv");
+    // On the program's first thread, whose end is the program's: that is what the kernel looks at.
+    command.args(["--pdeathsig", "KILL"]).arg(&options.qemu).args(&arguments).kill_on_drop(true);
+    if !at_terminal() {
+        command.stdin(Stdio::null());
+    }
+    let mut machine = command.spawn().context("run setpriv (of util-linux)")?;
+    let status = tokio::select! {
+        status = machine.wait() => status.context("wait for QEMU")?,
+        _ = terminate.recv() => return end(&mut machine).await,
+        _ = interrupt.recv() => return end(&mut machine).await,
+        error = held.ended() => {
+            end(&mut machine).await?;
+            return Err(error);
+        }
+    };
+    ensure!(
+        status.success(),
+        "run {}: {status}; is it installed? On Debian it is in qemu-system-x86",
+        options.qemu.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets QEMU give the terminal back.
+async fn end(machine: &mut tokio::process::Child) -> anyhow::Result<ExitCode> {
+    if let Some(pid) = machine.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    machine.wait().await.context("wait for QEMU")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn at_terminal() -> bool {
+    use std::io::IsTerminal;
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
+/// The beginning of the first volume.
+async fn head(servers: &Servers, info: &ExportInfo) -> anyhow::Result<Head> {
+    let volume = info.volumes.first().context("the target server exported nothing")?;
+    let length = ByteCount(firmware::HEAD_BYTES.min(volume.size.0));
+    let request = OperatorRequest::ReadView {
+        group: info.group,
+        volume: volume.id,
+        point: PointSelector::Epoch(info.point.epoch),
+        ranges: vec![ViewRange { offset: ByteOffset(0), length }],
+    };
+    let mut view = servers.view(&request).await?;
+    let sent: ViewHead = serde_json::from_str(view.head()).context("read what the view is")?;
+    ensure!(
+        sent.volume.id == volume.id,
+        "read the beginning of {}: the server sent another volume",
+        volume.name
+    );
+    let mut bytes = vec![0; length.0 as usize];
+    while let Some((offset, piece)) = view.next().await? {
+        let place = offset.0 as usize..offset.0 as usize + piece.len();
+        bytes.get_mut(place).context("read the view: bytes out of place")?.copy_from_slice(&piece);
+    }
+    Ok(Head::of(&bytes))
+}
+
+fn arguments(
+    options: &BootOptions,
+    info: &ExportInfo,
+    socket: &Path,
+    head: Head,
+    pflash: Option<&(PathBuf, PathBuf)>,
+) -> anyhow::Result<Vec<String>> {
+    let mut all: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| all.extend(words.iter().map(|word| (*word).to_owned()));
+    add(&[
+        "-name",
+        &format!("seawall-{}", info.point.epoch),
+        "-nodefaults",
+        "-no-user-config",
+        "-machine",
+        "q35",
+    ]);
+    let kvm = match options.accel {
+        BootAccelerator::Kvm => true,
+        BootAccelerator::Tcg => false,
+        BootAccelerator::Auto => std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok(),
+    };
+    if kvm {
+        add(&["-accel", "kvm"]);
+    }
+    if !kvm || options.accel == BootAccelerator::Auto {
+        // Also when there is a device and it does not work.
+        add(&["-accel", "tcg"]);
+    }
+    add(&["-cpu", "max", "-smp", &options.cpus.to_string()]);
+    add(&["-m", &format!("{}B", options.memory.0), "-device", "virtio-rng-pci"]);
+    // A screen for those who insist on one; what counts is the serial line.
+    add(&["-vga", "std", "-display", "none"]);
+    if at_terminal() {
+        add(&["-serial", "mon:stdio"]);
+    } else {
+        add(&["-serial", "stdio", "-monitor", "none"]);
+    }
+    match options.network.as_str() {
+        "none" => add(&["-nic", "none"]),
+        // It has an address and reaches nothing.
+        "isolated" => add(&["-nic", "user,model=virtio-net-pci,restrict=on"]),
+        bridge if bridge.chars().all(|char| char.is_ascii_alphanumeric() || "-_.".contains(char)) => {
+            add(&["-nic", &format!("bridge,model=virtio-net-pci,br={bridge}")]);
+        }
+        other => bail!("connect the machine to {other:?}: that is no name of a bridge"),
+    }
+    if let Some((code, variables)) = pflash {
+        for (unit, file, more) in [(0, code, ",readonly=on"), (1, variables, "")] {
+            // A comma in a value is written twice.
+            let file = file.display().to_string().replace(',', ",,");
+            add(&["-drive", &format!("if=pflash,format=raw,unit={unit},file={file}{more}")]);
+        }
+    }
+    if options.bus == BootBus::Scsi {
+        add(&["-device", "virtio-scsi-pci,id=scsi0"]);
+    }
+    for (index, volume) in info.volumes.iter().enumerate() {
+        let disk = serde_json::json!({
+            "driver": "nbd",
+            "node-name": format!("disk{index}"),
+            "server": { "type": "unix", "path": socket },
+            "export": volume.name,
+            "discard": "unmap",
+        });
+        add(&["-blockdev", &disk.to_string()]);
+        let device = match options.bus {
+            BootBus::Virtio => "virtio-blk-pci".to_owned(),
+            BootBus::Scsi => "scsi-hd,bus=scsi0.0".to_owned(),
+            BootBus::Sata => format!("ide-hd,bus=ide.{index}"),
+        };
+        let sectors = match head.sector_bytes {
+            4096 => ",logical_block_size=4096,physical_block_size=4096",
+            _ => "",
+        };
+        add(&["-device", &format!("{device},drive=disk{index},bootindex={}{sectors}", index + 1)]);
+    }
+    all.extend(options.more.iter().cloned());
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::export::tests::info;
+
+    fn options(more: &[&str]) -> BootOptions {
+        let words = ["seawall", "boot", "vda", "--point", "latest"];
+        match Cli::try_parse_from(words.iter().chain(more)).unwrap().command {
+            Command::Boot(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn line(more: &[&str]) -> String {
+        let head = Head { efi: true, bios: false, sector_bytes: 4096 };
+        let pflash = (PathBuf::from("/code"), PathBuf::from("/t,mp/vars"));
+        let info = info(ExportPlace::Beside);
+        arguments(&options(more), &info, Path::new("/s"), head, Some(&pflash)).unwrap().join(" ")
+    }
+
+    #[test]
+    fn a_drill_reaches_nobody_unless_told() {
+        let none = line(&["--accel", "tcg"]);
+        assert!(none.contains("-nic none") && !none.contains("kvm"), "{none}");
+        assert!(none.contains("file=/t,,mp/vars") && none.contains("logical_block_size=4096"), "{none}");
+        assert!(none.contains(r#""export":"vd b""#) && none.contains("bootindex=2"), "{none}");
+        assert!(line(&["--network", "isolated"]).contains("restrict=on"));
+        assert!(line(&["--network", "br0"]).contains("br=br0"));
+        assert!(line(&["--bus", "scsi", "--", "-snapshot"]).ends_with("-snapshot"));
+        let head = Head { efi: false, bios: true, sector_bytes: 512 };
+        let evil = options(&["--network", "br0,script=/x"]);
+        assert!(arguments(&evil, &info(ExportPlace::Beside), Path::new("/s"), head, None).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! Resync by checksum, with the real programs: what did not change is not sent.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use scratch::lanes::{Lane, Writers, check};
+use scratch::{LoopDisk, run};
+use seawall_tests::root;
+use seawall_tests::system::{Part, System, program};
+
+const MIB: u64 = 1 << 20;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+fn name(device: &Path) -> String {
+    device.file_name().expect("a device has a name").to_string_lossy().into_owned()
+}
+
+fn random(bytes: u64) -> anyhow::Result<Vec<u8>> {
+    let mut data = vec![0; bytes as usize];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut data)?;
+    Ok(data)
+}
+
+/// The agent is stopped and its tracking ended, as a reboot does.
+fn lose_tracking(system: &mut System) -> anyhow::Result<()> {
+    system.stop(Part::Agent)?;
+    let config = system.config(Part::Agent);
+    let output =
+        Command::new(program("seawall-agent")?).args(["detach", "--config"]).arg(&config).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn report(system: &System) -> anyhow::Result<serde_json::Value> {
+    let status = system.operator("status", &[])?;
+    Ok(status["process_server"]["groups"][0]["report"].clone())
+}
+
+fn equal(system: &System, disk: &LoopDisk, point: u64) -> anyhow::Result<()> {
+    let out = system.dir().join("restored");
+    system.restore(&name(disk.device()), point, &out)?;
+    run("blockdev", &["--flushbufs", text(disk.device())])?;
+    run("cmp", &[text(disk.device()), text(&out)]).context("the newest point against the disk").map(drop)
+}
+
+/// Tracking is lost while a few places of the disk change. Afterwards only those are sent, under writes; points from before
+/// stay as they were, and every new one holds.
+#[test]
+fn kernel_a_resync_sends_only_what_differs() -> anyhow::Result<()> {
+    if !root("kernel_a_resync_sends_only_what_differs") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    std::fs::write(&image, random(192 * MIB)?)?;
+    let disk = LoopDisk::attach(&image, 512)?;
+    let mut system = System::init(&[disk.device()], 200)?;
+    system.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    let lane = |index: usize, place: u64| Lane {
+        index,
+        path: disk.device().to_owned(),
+        offset: place * MIB,
+        slots: 64,
+        record_bytes: [4096, 20 * 1024][index],
+        direct: true,
+    };
+    let lanes = [lane(0, 20), lane(1, 140)];
+    let writers = Writers::start(&lanes, 1000)?;
+    system.start_all()?;
+    system.wait_for_points("a first point", |points| !points.is_empty())?;
+    let mut counts = writers.stop()?;
+    let before = system.wait_for_now()?;
+    let first_copy = report(&system)?["sent_bytes_total"].as_u64().context("bytes sent")?;
+    ensure!(first_copy > 190 * MIB, "the first copy is sent whole: {first_copy}");
+
+    lose_tracking(&mut system)?;
+    let old = dir.path().join("old");
+    run("blockdev", &["--flushbufs", text(disk.device())])?;
+    run("cp", &["--sparse=always", text(&image), text(&old)])?;
+    // In three places; one of them becomes zeroes, one is at the very end.
+    let raw = OpenOptions::new().write(true).open(disk.device())?;
+    raw.write_all_at(&random(MIB)?, 50 * MIB)?;
+    raw.write_all_at(&vec![0; 200_000], 100 * MIB + 4096)?;
+    raw.write_all_at(&random(4096)?, 192 * MIB - 4096)?;
+    raw.sync_all()?;
+    drop(raw);
+
+    let writers = Writers::go_on(&lanes, 1000, &counts)?;
+    system.start(Part::Agent)?;
+    let points = system.wait_for_points("points after the resync", |points| {
+        points.iter().filter(|point| **point > before).count() >= 4
+    })?;
+    counts = writers.stop()?;
+    let newest = system.wait_for_now()?;
+    std::thread::sleep(std::time::Duration::from_secs(1)); // a report may be older than the point
+    let said = report(&system)?;
+    let sent = said["sent_bytes_total"].as_u64().context("bytes sent")?;
+    // What differed, what the writers wrote meanwhile (their lanes have 1.5 MiB), and the checksums.
+    let written = said["written_bytes_total"].as_u64().context("bytes written")?;
+    ensure!(sent < 24 * MIB + 2 * written, "{sent} bytes sent for 1.3 MiB that differ and {written} written");
+    ensure!(said["compared_bytes"].as_u64() >= Some(190 * MIB), "{said}");
+    ensure!(said["different_bytes"].as_u64() < Some(16 * MIB), "{said}");
+
+    equal(&system, &disk, newest)?;
+    let out = system.dir().join("point");
+    let mut seen = 0;
+    for point in points.into_iter().filter(|point| *point > before) {
+        system.restore(&name(disk.device()), point, &out)?;
+        let records: u64 = check(&lanes, |_| out.clone())?.iter().sum();
+        ensure!(records >= seen, "points go back");
+        seen = records;
+    }
+    system.restore(&name(disk.device()), before, &out)?;
+    run("cmp", &[text(&old), text(&out)]).context("the point from before")?;
+    ensure!(seen > 0 && counts.iter().sum::<u64>() >= seen);
+    Ok(())
+}
+
+/// Servers and agent are killed in the middle of a resync: it goes on, and nothing is taken for equal that is not.
+#[test]
+fn kernel_an_interrupted_resync_goes_on() -> anyhow::Result<()> {
+    if !root("kernel_an_interrupted_resync_goes_on") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    std::fs::write(&image, random(384 * MIB)?)?;
+    let disk = LoopDisk::attach(&image, 512)?;
+    let mut system = System::init(&[disk.device()], 100)?;
+    system.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    system.start_all()?;
+    let before = system.wait_for_now()?;
+    for round in 0..3 {
+        lose_tracking(&mut system)?;
+        let raw = OpenOptions::new().write(true).open(disk.device())?;
+        for place in 0..12 {
+            raw.write_all_at(&random(65536)?, place * 32 * MIB + round * 65536 + 512)?;
+        }
+        raw.sync_all()?;
+        system.start(Part::Agent)?;
+        for part in [Part::Agent, Part::ProcessServer, Part::TargetServer, Part::Agent] {
+            std::thread::sleep(std::time::Duration::from_millis(60 + 40 * round));
+            system.kill(part)?;
+            system.start(part)?;
+        }
+        let newest = system.wait_for_now()?;
+        ensure!(newest > before);
+        equal(&system, &disk, newest).with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
+/// Somebody has damaged the replica: a resync by command finds where, and mends it.
+#[test]
+fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
+    if !root("kernel_a_resync_by_command_mends_the_replica") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    std::fs::write(&image, random(64 * MIB)?)?;
+    let disk = LoopDisk::attach(&image, 512)?;
+    let mut system = System::init(&[disk.device()], 100)?;
+    system.start_all()?;
+    let first = system.wait_for_now()?;
+    let replica = find(&system.place(Part::TargetServer), "replica.img")?.context("the replica's image")?;
+    let file = OpenOptions::new().write(true).open(&replica)?;
+    file.write_all_at(b"damage", 33 * MIB + 77)?;
+    file.sync_all()?;
+    equal(&system, &disk, first).expect_err("the damage is there");
+
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(program("seawall")?);
+        command.arg("resync").args(arguments).arg("--socket").arg(system.socket());
+        command.output().context("run seawall resync")
+    };
+    let refused = ask(&["--volume", "other"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains(&name(disk.device())), "{said}");
+    let asked = ask(&["--json"])?;
+    ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    let answer: serde_json::Value = serde_json::from_slice(&asked.stdout)?;
+    ensure!(answer["bytes"] == 64 * MIB && answer["volumes"][0] == name(disk.device()), "{answer}");
+    let mended = system.wait_for_now()?;
+    equal(&system, &disk, mended)?;
+    // A report may be older than the point.
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let said = report(&system)?;
+        if said["compared_bytes"] == 64 * MIB {
+            ensure!(said["different_bytes"] == 65536, "{said}");
+            return system.stop(Part::Agent);
+        }
+        ensure!(std::time::Instant::now() < limit, "{said}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+/// The first file of this name below a directory.
+fn find(dir: &Path, name: &str) -> anyhow::Result<Option<std::path::PathBuf>> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            if let Some(found) = find(&path, name)? {
+                return Ok(Some(found));
+            }
+        } else if path.file_name().is_some_and(|found| found == name) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
