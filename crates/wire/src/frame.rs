@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn kinds_are_frozen() {
         let numbers: Vec<u16> = FrameKind::ALL.iter().map(|kind| *kind as u16).collect();
-        assert_eq!(numbers, [1, 2, 3, 16, 17, 18, 19, 20, 21, 22, 32, 33, 34, 35]);
+        assert_eq!(numbers, [1, 2, 3, 16, 17, 18, 19, 20, 21, 22, 32, 33, 34, 35, 48]);
     }
 
     #[test]
