@@ -57,7 +57,7 @@ pub(crate) enum Mutation {
     PartsForgotten,
     /// R8: a loss is forgotten before everything is dirty.
     LossForgottenFirst,
-    /// R9: records are taken although the memory is full.
+    /// R9, R10: records are taken although the memory is full.
     MemoryUnbounded,
     /// Drain, step 1: granules are noted that became dirty after, or not at all.
     NotedTooLate,
