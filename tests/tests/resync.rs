@@ -157,7 +157,18 @@ fn kernel_an_interrupted_resync_goes_on() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Somebody has damaged the replica: a resync by command finds where, and mends it.
+/// What a scrub says: its findings, and whether the exit status says the same.
+fn scrub(system: &System) -> anyhow::Result<serde_json::Value> {
+    let mut command = Command::new(program("seawall")?);
+    let output = command.args(["scrub", "--json", "--dir"]).arg(system.dir().join("seawall")).output()?;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let findings = answer["findings"].as_array().context("findings")?.len();
+    ensure!(output.status.success() == (findings == 0), "{:?}: {answer}", output.status);
+    Ok(answer["findings"].clone())
+}
+
+/// Somebody has damaged the replica: a scrub finds it, and a resync by command mends it.
 #[test]
 fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
     if !root("kernel_a_resync_by_command_mends_the_replica") {
@@ -170,11 +181,17 @@ fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
     let mut system = System::init(&[disk.device()], 100)?;
     system.start_all()?;
     let first = system.wait_for_now()?;
+    ensure!(scrub(&system)? == serde_json::json!([]), "nothing is damaged yet");
     let replica = find(&system.place(Part::TargetServer), "replica.img")?.context("the replica's image")?;
     let file = OpenOptions::new().write(true).open(&replica)?;
     file.write_all_at(b"damage", 33 * MIB + 77)?;
     file.sync_all()?;
     equal(&system, &disk, first).expect_err("the damage is there");
+    let findings = scrub(&system)?;
+    ensure!(findings.as_array().is_some_and(|findings| findings.len() == 1), "{findings}");
+    let refused =
+        format!("{:#}", equal(&system, &disk, first).expect_err("what is damaged is not given out"));
+    println!("found: {findings}\nrefused: {refused}");
 
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(program("seawall")?);
@@ -188,8 +205,17 @@ fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
     ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
     let answer: serde_json::Value = serde_json::from_slice(&asked.stdout)?;
     ensure!(answer["bytes"] == 64 * MIB && answer["volumes"][0] == name(disk.device()), "{answer}");
-    let mended = system.wait_for_now()?;
-    equal(&system, &disk, mended)?;
+    // The block is given out again when its new checksum is known, some epochs later.
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let mended = system.wait_for_now()?;
+        match equal(&system, &disk, mended) {
+            Err(error) if std::time::Instant::now() > limit => return Err(error),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(300)),
+            Ok(()) => break,
+        }
+    }
+    ensure!(scrub(&system)? == serde_json::json!([]), "it is mended");
     // A report may be older than the point.
     let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
