@@ -127,6 +127,10 @@ struct Way<'a> {
 
 impl Way<'_> {
     async fn run(mut self, mut after: Epoch, outbox: &Outbox) -> Ended {
+        // Before anything else, so that nothing is known of this session without it.
+        if let Err(error) = self.report().await {
+            return error.into();
+        }
         loop {
             let wait = REPORT_EVERY.saturating_sub(self.reported.elapsed());
             let sent = tokio::select! {

@@ -858,8 +858,11 @@ static __always_inline void complete(struct request *rq, __u64 address, int erro
 	if (slot.value)
 		value = LOAD(*slot.value);
 	if (!bytes) { /* the end of a flush sequence; its data completed before */
-		if (slot.value) { /* unseen, or its bios were taken away, to be written some other way */
+		/* Its data's end was not seen, or that of what the request was used for before. Or its bios were taken away, to
+		 * be written some other way: then too much is counted, which is noticed and mended when the disk is idle. */
+		if (slot.value) {
 			flight_mark(slot.flight, here);
+			flight_ended(slot.flight, slot.flight->bytes);
 			slot_free(slot.value);
 		}
 		return;
