@@ -12,17 +12,21 @@ use std::time::Duration;
 
 use block::UnixNanos;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
+use ring::rand::SecureRandom;
 
 use crate::credentials::{CA_FILE, CERT_FILE, CredentialsError, KEY_FILE, read_private};
 use crate::identity::Identity;
+use crate::revoked::Serial;
 
 /// How long an authority is valid, in days. Past it every identity it issued is refused.
 pub const AUTHORITY_DAYS: u64 = 20 * 365;
 /// How long an identity is valid, in days. Past it the peer is refused until a new one is issued.
 pub const IDENTITY_DAYS: u64 = 5 * 365;
+/// Bytes of a certificate's number, all random.
+const SERIAL_BYTES: usize = 16;
 /// How far validity begins in the past, so that a peer whose clock is behind accepts a new certificate.
 pub const BACKDATED_DAYS: u64 = 2;
 
@@ -134,30 +138,112 @@ impl Authority {
         create_dir(dir)?;
         let error = |source| AuthorityError::Certificate { action: "sign a certificate", source };
         let key = new_key()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, identity.to_string());
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.subject_alt_names.push(SanType::URI(identity.to_uri().try_into().map_err(error)?));
-        if identity.role.is_server() {
-            params
-                .subject_alt_names
-                .push(SanType::DnsName(identity.role.dns_name().try_into().map_err(error)?));
-            params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
-        }
-        if identity.role.is_client() {
-            params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
-        }
-        params.not_before = date!(from);
-        params.not_after = date!(until);
+        let (params, _) = params(identity, &ServerNames::default(), from, until).map_err(error)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(error)?;
         write_new(&dir.join(KEY_FILE), key.serialize_pem().as_bytes(), 0o600)?;
         write_new(&dir.join(CERT_FILE), certificate.pem().as_bytes(), 0o644)?;
         write_new(&dir.join(CA_FILE), self.certificate_pem.as_bytes(), 0o644)?;
         sync_dir(dir)
     }
+
+    /// Signs the key of a request (PEM) for `identity`; nothing else of the request is believed. The request proves that
+    /// whoever made it has the key.
+    ///
+    /// # Errors
+    /// When the request is none, or is not signed by its key.
+    pub fn sign(
+        &self,
+        request: &str,
+        identity: &Identity,
+        names: &ServerNames,
+        valid: Duration,
+    ) -> Result<Signed, AuthorityError> {
+        let request = CertificateSigningRequestParams::from_pem(request).map_err(|source| {
+            AuthorityError::Certificate { action: "read the request for a certificate", source }
+        })?;
+        let error = |source| AuthorityError::Certificate { action: "sign a certificate", source };
+        let now = Duration::from_nanos(UnixNanos::now().0);
+        let (from, until) = (now.saturating_sub(DAY * BACKDATED_DAYS as u32), now + valid);
+        let (params, serial) = params(identity, names, from, until).map_err(error)?;
+        let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(error)?;
+        let expires = UnixNanos(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
+        Ok(Signed { certificate_pem: certificate.pem(), serial, expires })
+    }
+
+    /// The authority's certificate (PEM), by which others verify what it has signed.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+}
+
+/// Names by which people reach a server, beside those that Seawall's parts verify.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerNames {
+    /// Names of hosts.
+    pub hosts: Vec<String>,
+    /// Addresses.
+    pub addresses: Vec<std::net::IpAddr>,
+}
+
+/// A certificate for a key that was made elsewhere.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// Its number.
+    pub serial: Serial,
+    /// When it ends.
+    pub expires: UnixNanos,
+}
+
+/// A new key (PEM), and a request for a certificate for it (PEM). The key stays where it was made.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn new_request() -> Result<(String, String), AuthorityError> {
+    let key = new_key()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let request = params.serialize_request(&key).and_then(|request| request.pem());
+    let request = request.map_err(|source| AuthorityError::Certificate {
+        action: "make a request for a certificate",
+        source,
+    })?;
+    Ok((key.serialize_pem(), request))
+}
+
+fn params(
+    identity: &Identity,
+    names: &ServerNames,
+    from: Duration,
+    until: Duration,
+) -> Result<(CertificateParams, Serial), rcgen::Error> {
+    let mut serial = [0; SERIAL_BYTES];
+    ring::rand::SystemRandom::new().fill(&mut serial).map_err(|_| rcgen::Error::RingUnspecified)?;
+    // Positive and of full length, whatever was drawn.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(rcgen::SerialNumber::from_slice(&serial));
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, identity.to_string());
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.subject_alt_names.push(SanType::URI(identity.to_uri().try_into()?));
+    for host in &names.hosts {
+        params.subject_alt_names.push(SanType::DnsName(host.as_str().try_into()?));
+    }
+    params.subject_alt_names.extend(names.addresses.iter().copied().map(SanType::IpAddress));
+    if identity.role.is_server() {
+        params.subject_alt_names.push(SanType::DnsName(identity.role.dns_name().try_into()?));
+        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    if identity.role.is_client() {
+        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    params.not_before = date!(from);
+    params.not_after = date!(until);
+    Ok((params, Serial::from_bytes(&serial)))
 }
 
 fn new_key() -> Result<KeyPair, AuthorityError> {

@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::identity::{Identity, IdentityError};
+use crate::revoked::{Revocations, Serial};
 use crate::tls;
 
 /// The authority's certificate.
@@ -65,6 +66,11 @@ pub enum CredentialsError {
 pub struct Credentials {
     identity: Identity,
     expires: UnixNanos,
+    serial: Serial,
+    revocations: Arc<Revocations>,
+    pub(crate) authority: Vec<CertificateDer<'static>>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: Arc<PrivateKeyDer<'static>>,
     pub(crate) client: Arc<rustls::ClientConfig>,
     pub(crate) server: Arc<rustls::ServerConfig>,
 }
@@ -108,14 +114,39 @@ impl Credentials {
         let key_path = dir.join(KEY_FILE);
         let key = PrivateKeyDer::from_pem_slice(read_private(&key_path)?.as_bytes())
             .map_err(|error| CredentialsError::Invalid { path: key_path, reason: error.to_string() })?;
-        let (client, server) = tls::configs(&authority, chain, key)
+        let serial = serial_of(&chain[0]).map_err(invalid)?;
+        let (client, server) = tls::configs(&authority, chain.clone(), key.clone_key())
             .map_err(|reason| CredentialsError::Invalid { path: dir.to_owned(), reason })?;
-        Ok(Credentials { identity, expires, client: Arc::new(client), server: Arc::new(server) })
+        Ok(Credentials {
+            identity,
+            expires,
+            serial,
+            revocations: Arc::new(Revocations::load(dir)?),
+            authority,
+            chain,
+            key: Arc::new(key),
+            client: Arc::new(client),
+            server: Arc::new(server),
+        })
     }
 
     /// Who these credentials prove.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The own certificate's number.
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// Whether a certificate is not believed any more.
+    pub fn revoked(&self, serial: &Serial) -> bool {
+        self.revocations.contains(serial)
+    }
+
+    pub(crate) fn revocations(&self) -> Arc<Revocations> {
+        self.revocations.clone()
     }
 
     /// When the certificate stops being valid.
@@ -140,6 +171,12 @@ pub(crate) fn identity_of(der: &CertificateDer<'_>) -> Result<Identity, String> 
         return Err("the certificate names more than one identity".to_owned());
     }
     Identity::from_uri(uri).map_err(|error: IdentityError| error.to_string())
+}
+
+/// The number of a certificate.
+pub(crate) fn serial_of(der: &CertificateDer<'_>) -> Result<Serial, String> {
+    let certificate = parse(der)?;
+    Ok(Serial::from_bytes(certificate.raw_serial()))
 }
 
 /// Reads a private file of text.

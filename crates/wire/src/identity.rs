@@ -17,13 +17,16 @@ pub enum Role {
     ProcessServer,
     /// Applies changesets to replicas and serves points.
     TargetServer,
+    /// Says who may talk to whom and what is protected; speaks HTTPS.
+    ConfigServer,
     /// A person, or a program on behalf of one: asks, and reads views.
     Operator,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 4] = [Role::Agent, Role::ProcessServer, Role::TargetServer, Role::Operator];
+    pub const ALL: [Role; 5] =
+        [Role::Agent, Role::ProcessServer, Role::TargetServer, Role::ConfigServer, Role::Operator];
 
     /// The name used in identities and configuration.
     pub const fn as_str(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Role {
             Role::Agent => "agent",
             Role::ProcessServer => "process-server",
             Role::TargetServer => "target-server",
+            Role::ConfigServer => "config-server",
             Role::Operator => "operator",
         }
     }
@@ -43,12 +47,13 @@ impl Role {
 
     /// Whether others connect to it.
     pub(crate) const fn is_server(self) -> bool {
-        matches!(self, Role::ProcessServer | Role::TargetServer)
+        matches!(self, Role::ProcessServer | Role::TargetServer | Role::ConfigServer)
     }
 
     /// Whether it connects to others.
     pub(crate) const fn is_client(self) -> bool {
-        matches!(self, Role::Agent | Role::ProcessServer | Role::Operator)
+        // A target server connects to the config server.
+        matches!(self, Role::Agent | Role::ProcessServer | Role::TargetServer | Role::Operator)
     }
 }
 

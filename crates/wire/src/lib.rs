@@ -21,9 +21,11 @@ mod listener;
 mod operate;
 mod refusal;
 mod retry;
+mod revoked;
 mod tls;
+mod web;
 
-pub use authority::{Authority, AuthorityError};
+pub use authority::{Authority, AuthorityError, ServerNames, Signed, new_request};
 pub use compare::{COMPARE_BYTES_MAX, CONVERSATION_BYTES, Comparison};
 pub use credentials::{CA_FILE, CERT_FILE, CREDENTIAL_BYTES_MAX, Credentials, CredentialsError, KEY_FILE};
 pub use delivery::{
@@ -37,7 +39,7 @@ pub use identity::{Identity, IdentityError, NAME_BYTES_MAX, Role};
 pub use link::{FRAMES_LEAVING_MAX, FRAMES_QUEUED_MAX, LINGER_MAX, PING_EVERY, SILENCE_MAX};
 pub use listener::{
     BACKLOG, CONNECT_TIME_MAX, Connection, HANDSHAKE_TIME_MAX, HANDSHAKES_PENDING_MAX, Listener, Pending,
-    connect, connect_for,
+    REVOCATION_LOOK_EVERY, connect, connect_for,
 };
 pub use operate::{
     OPENING_TIME_MAX, Opening, Operation, Operator, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, VIEW_WINDOW,
@@ -45,4 +47,8 @@ pub use operate::{
 };
 pub use refusal::RefusalCode;
 pub use retry::{QUICK_PHASE, QUICK_WAIT, Retry, SLOW_WAIT_MINUTES};
+pub use revoked::{REVOKED_FILE, REVOKED_MAX, Revocations, SERIAL_BYTES_MAX, Serial, revoked_text};
 pub use tls::ALPN;
+pub use web::{
+    FINGERPRINT_BYTES, NotFromHere, WEB_ALPN, WebTrust, fingerprint, web_client, web_peer, web_server,
+};

@@ -10,11 +10,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use crate::credentials::{Credentials, identity_of};
+use crate::credentials::{Credentials, identity_of, serial_of};
 use crate::handshake::{HANDSHAKE_BYTES, Handshake, Purpose};
 use crate::identity::{Identity, Role};
-use crate::link::{Link, Timing};
-use crate::{WireError, tls};
+use crate::link::{Link, Shared, Timing};
+use crate::revoked::{Revocations, Serial};
+use crate::{RefusalCode, WireError, tls};
 
 /// How long TCP may take to connect to one address.
 pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -24,6 +25,9 @@ pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 pub const HANDSHAKES_PENDING_MAX: usize = 64;
 /// Connections that the kernel keeps until they are accepted.
 pub const BACKLOG: u32 = 1024;
+
+/// How often it is looked whether the certificate of a connected peer was revoked.
+pub const REVOCATION_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How much is read from a socket at once.
 const SOCKET_READ_BYTES: usize = 256 * 1024;
@@ -138,7 +142,7 @@ impl Pending {
             let mut stream = acceptor.accept(buffered).await.map_err(|error| tls_error(&address, &error))?;
             stream.get_mut().1.set_buffer_limit(Some(tls::TLS_BUFFER_BYTES));
             let mut stream = TlsStream::from(stream);
-            let peer = authenticated(&stream, &address)?;
+            let (peer, watched) = authenticated(&stream, &address, &self.credentials)?;
             let offer = read_handshake(&mut stream, &address).await;
             // An acceptable offer is echoed; any other is answered too, so that the peer can name the difference.
             let purpose = offer.as_ref().map_or(Purpose::Deliver, |offer| offer.purpose);
@@ -146,7 +150,8 @@ impl Pending {
                 write_handshake(&mut stream, purpose, &address).await?;
             }
             let offer = offer?;
-            Ok(Connection { peer, address: address.clone(), purpose, version: offer.version(), stream })
+            let version = offer.version();
+            Ok(Connection { peer, address: address.clone(), purpose, version, watched, stream })
         };
         match timeout(limit, shake).await {
             Ok(result) => result,
@@ -183,14 +188,15 @@ pub async fn connect_for(
         let mut stream = connector.connect(name, buffered).await.map_err(|error| tls_error(addr, &error))?;
         stream.get_mut().1.set_buffer_limit(Some(tls::TLS_BUFFER_BYTES));
         let mut stream = TlsStream::from(stream);
-        let peer = authenticated(&stream, addr)?;
+        let (peer, watched) = authenticated(&stream, addr, credentials)?;
         if peer.role != expected {
             let reason = format!("it is a {}, expected a {expected}", peer.role);
             return Err(WireError::Identity { peer: addr.to_owned(), reason });
         }
         write_handshake(&mut stream, purpose, addr).await?;
         let answer = read_handshake(&mut stream, addr).await?;
-        Ok(Connection { peer, address: addr.to_owned(), purpose, version: answer.version(), stream })
+        let version = answer.version();
+        Ok(Connection { peer, address: addr.to_owned(), purpose, version, watched, stream })
     };
     match timeout(HANDSHAKE_TIME_MAX, shake).await {
         Ok(result) => result,
@@ -223,10 +229,50 @@ fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-fn authenticated(stream: &Stream, peer: &str) -> Result<Identity, WireError> {
+fn authenticated(
+    stream: &Stream,
+    peer: &str,
+    credentials: &Credentials,
+) -> Result<(Identity, Watched), WireError> {
     let certificate = tls::peer_certificate(stream.get_ref().1)
         .map_err(|reason| WireError::Tls { peer: peer.to_owned(), reason })?;
-    identity_of(&certificate).map_err(|reason| WireError::Identity { peer: peer.to_owned(), reason })
+    let wrong = |reason: String| WireError::Identity { peer: peer.to_owned(), reason };
+    let identity = identity_of(&certificate).map_err(wrong)?;
+    let watched =
+        Watched { serial: serial_of(&certificate).map_err(wrong)?, revocations: credentials.revocations() };
+    match watched.revoked(&identity) {
+        None => Ok((identity, watched)),
+        Some(reason) => Err(wrong(reason)),
+    }
+}
+
+/// A peer's certificate, which may be revoked while the connection lasts.
+#[derive(Clone, Debug)]
+struct Watched {
+    serial: Serial,
+    revocations: Arc<Revocations>,
+}
+
+impl Watched {
+    fn revoked(&self, peer: &Identity) -> Option<String> {
+        let reason = || {
+            let serial = self.serial.as_str();
+            format!("the certificate {serial} of {peer} was revoked; enrol it again to let it in")
+        };
+        self.revocations.contains(&self.serial).then(reason)
+    }
+
+    /// Ends the connection when the certificate is revoked.
+    async fn watch(self, peer: Identity, link: std::sync::Weak<Shared>) {
+        loop {
+            sleep(REVOCATION_LOOK_EVERY).await;
+            let Some(link) = link.upgrade() else { return };
+            if let Some(reason) = self.revoked(&peer) {
+                link.refuse(RefusalCode::Unauthorised, false, &reason);
+                return;
+            }
+        }
+    }
 }
 
 async fn write_handshake(stream: &mut Stream, purpose: Purpose, peer: &str) -> Result<(), WireError> {
@@ -259,6 +305,7 @@ pub struct Connection {
     address: String,
     purpose: Purpose,
     version: u16,
+    watched: Watched,
     stream: Stream,
 }
 
@@ -292,6 +339,7 @@ impl Connection {
     pub(crate) fn start(self, timing: Timing) -> (Identity, Link) {
         let label = format!("{} at {}", self.peer, self.address);
         let link = Link::start(self.stream, label, timing);
+        tokio::spawn(self.watched.watch(self.peer.clone(), Arc::downgrade(&link.shared)));
         (self.peer, link)
     }
 }

@@ -9,6 +9,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use crate::credentials::Credentials;
+
 /// The application protocol that both sides must name.
 pub const ALPN: &[u8] = b"seawall/1";
 
@@ -16,7 +18,7 @@ pub const ALPN: &[u8] = b"seawall/1";
 pub(crate) const TLS_BUFFER_BYTES: usize = 256 * 1024;
 
 /// AES-128-GCM where the processor has instructions for it, else ChaCha20-Poly1305, which is fast without.
-fn provider() -> CryptoProvider {
+pub(crate) fn provider() -> CryptoProvider {
     let aes = cipher_suite::TLS13_AES_128_GCM_SHA256;
     let chacha = cipher_suite::TLS13_CHACHA20_POLY1305_SHA256;
     let cipher_suites = if has_aes() { vec![aes, chacha] } else { vec![chacha, aes] };
@@ -74,6 +76,31 @@ pub(crate) fn configs(
     server.send_tls13_tickets = 0;
     server.max_early_data_size = 0;
     Ok((client, server))
+}
+
+/// The server's side for clients that may have no certificate.
+pub(crate) fn web_server_config(credentials: &Credentials) -> Result<ServerConfig, String> {
+    let provider = Arc::new(provider());
+    let mut roots = RootCertStore::empty();
+    for certificate in &credentials.authority {
+        roots.add(certificate.clone()).map_err(|error| format!("authority: {error}"))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| error.to_string())?;
+    // The authority's certificate is shown too: who enrols knows only its fingerprint.
+    let mut chain = credentials.chain.clone();
+    chain.extend(credentials.authority.iter().cloned());
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| error.to_string())?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, credentials.key.clone_key())
+        .map_err(|error| error.to_string())?;
+    server.send_tls13_tickets = 0;
+    server.max_early_data_size = 0;
+    Ok(server)
 }
 
 /// The certificate of a peer with which TLS succeeded.
