@@ -1,1 +1,39 @@
-//! x
+//! The config server: who may talk to whom, what is protected and how, what is happening, and every button.
+//!
+//! Rooms: `config` reads the file; `init` makes a new one; `store` keeps the state; `server` listens and starts everything;
+//! `api` has every act, each behind its guard (`api::guard`: who asks, whether they may, the audit log); `view` makes the
+//! pictures that are shown; `checkin` takes what parts report; `desired` says what each is to do; `job` and `protect` do
+//! what is long.
+//!
+//! What is declared is in the store; parts fetch it and act on it whether this server runs or not. So an outage of any length
+//! costs the view and the buttons, never a recovery point. Several servers may run on one PostgreSQL at once: jobs have
+//! leases, events are read from the store, nothing else is shared.
+
+mod api;
+mod app;
+mod audit;
+mod backup;
+mod checkin;
+mod config;
+mod credentials;
+mod desired;
+mod fault;
+mod init;
+mod job;
+mod protect;
+mod secret;
+mod server;
+mod store;
+mod tidy;
+mod view;
+
+pub use api::openapi;
+pub use audit::AUDIT_KEPT;
+pub use backup::{backup, restore};
+pub use checkin::{CHECK_IN_EVERY_MS, SAMPLE_STEPS};
+pub use config::{Config, ConfigError, NAMES_MAX};
+pub use fault::Fault;
+pub use init::{InitOptions, init};
+pub use job::{JOBS_KEPT, JOBS_UNDER_WAY_MAX, LEASE};
+pub use protect::{CLOCK_SKEW_REFUSED_MS, CLOCK_SKEW_WARNED_MS};
+pub use server::{CONNECTIONS_MAX, ConfigServer, Handle, check};

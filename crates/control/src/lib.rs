@@ -5,6 +5,7 @@
 
 mod agent;
 mod export;
+pub mod fleet;
 mod request;
 mod retain;
 mod state;

@@ -1,0 +1,347 @@
+//! The API: every act in one list, of which the router and the OpenAPI document are made.
+
+pub(crate) mod access;
+mod act;
+pub(crate) mod declare;
+pub(crate) mod enrol;
+mod event;
+pub(crate) mod extract;
+pub(crate) mod guard;
+mod look;
+
+use axum::Router;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderValue, Request};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use control::fleet as f;
+use control::fleet::ProblemCode;
+use serde_json::{Value, json};
+
+use crate::app::Shared;
+use crate::fault::{Fault, fault};
+use act::{ADMINISTER, Act, ENROL, Need, OPERATE, VIEW};
+pub(crate) use event::{STREAMS_MAX, watch_events};
+
+/// Every act of the API.
+fn acts() -> Vec<Act> {
+    let mut acts = for_everybody();
+    acts.extend(access());
+    acts.extend(fleet());
+    acts.extend(protection());
+    acts.extend(happening());
+    acts
+}
+
+fn for_everybody() -> Vec<Act> {
+    vec![
+        Act::get("/openapi.json", Need::Nothing, "This document", look::openapi)
+            .gives_text("application/json", "The document"),
+        Act::get("/health", Need::Nothing, "Whether the config server and its store answer", look::health)
+            .gives_nothing("Both answer"),
+        Act::post("/login", Need::Nothing, "Begin a session", access::login)
+            .takes::<f::Login>()
+            .gives::<f::Session>(200, "The session; its secret is in the cookie"),
+        Act::post("/enrol", Need::Nothing, "Enrol a part with a token", enrol::enrol)
+            .takes::<f::Enrol>()
+            .gives::<f::Enrolled>(201, "Its certificate"),
+        Act::post("/part/renew", Need::Part, "A new certificate for a part", enrol::renew)
+            .takes::<f::Renew>()
+            .gives::<f::Renewed>(201, "The certificate"),
+        Act::post("/part/check-in", Need::Part, "Report, and hear what to do", event::check_in)
+            .unaudited()
+            .takes::<f::CheckIn>()
+            .gives::<f::CheckInReply>(200, "What to do"),
+    ]
+}
+
+fn access() -> Vec<Act> {
+    vec![
+        Act::post("/logout", VIEW, "End the session", access::logout).gives_nothing("It has ended"),
+        Act::get("/me", VIEW, "Who asks", access::me).gives::<f::UserInfo>(200, "The user"),
+        Act::put(
+            "/me/password",
+            VIEW,
+            "Change the own password; all own sessions end",
+            access::change_own_password,
+        )
+        .takes::<f::ChangePassword>()
+        .gives_nothing("It is changed"),
+        Act::get("/users", ADMINISTER, "The users", access::users).gives_page::<f::UserInfo>("By name"),
+        Act::post("/users", ADMINISTER, "Make a user", access::new_user)
+            .takes::<f::NewUser>()
+            .gives::<f::UserInfo>(201, "The user"),
+        Act::patch("/users/{id}", ADMINISTER, "Change a user", access::change_user)
+            .takes::<f::ChangeUser>()
+            .gives::<f::UserInfo>(200, "The user"),
+        Act::get("/tokens", VIEW, "The own tokens", access::tokens)
+            .gives_all::<f::ApiTokenInfo>("Without secrets"),
+        Act::post("/tokens", VIEW, "Make a token for a program", access::new_token)
+            .takes::<f::NewApiToken>()
+            .gives::<f::MadeToken>(201, "The token, whose secret is told this once"),
+        Act::delete("/tokens/{id}", VIEW, "Delete an own token", access::delete_token)
+            .gives_nothing("It is gone"),
+        Act::get("/audit", ADMINISTER, "The audit log, newest first", access::audit)
+            .gives_page::<f::AuditEntry>("Newest first"),
+        Act::get("/settings", VIEW, "The fleet's settings", declare::settings)
+            .gives::<f::Settings>(200, "As they are"),
+        Act::put("/settings", ADMINISTER, "Change the fleet's settings", declare::set_settings)
+            .takes::<f::Settings>()
+            .gives_nothing("They are changed")
+            .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::get(
+            "/approvals",
+            OPERATE,
+            "Acts that wait for a second person, and what became of them",
+            declare::approvals,
+        )
+        .gives_all::<f::Approval>("Newest first"),
+        Act::post("/approvals/{id}", ADMINISTER, "Approve or reject an act", declare::answer_approval)
+            .takes::<f::ApprovalAnswer>()
+            .gives::<f::Approval>(200, "As it is now"),
+        Act::get("/enrol-tokens", ENROL, "Tokens to enrol with", enrol::tokens)
+            .gives_all::<f::EnrolTokenInfo>("Without secrets"),
+        Act::post("/enrol-tokens", ENROL, "Make a token to enrol with", enrol::new_token)
+            .takes::<f::NewEnrolToken>()
+            .gives::<f::MadeEnrolToken>(201, "The token, whose secret is told this once"),
+        Act::delete("/enrol-tokens/{id}", ENROL, "Delete a token to enrol with", enrol::delete_token)
+            .gives_nothing("It is gone"),
+    ]
+}
+
+fn fleet() -> Vec<Act> {
+    vec![
+        Act::get("/overview", VIEW, "The fleet at a glance", look::overview).gives::<f::Overview>(200, "Now"),
+        Act::get("/machines", VIEW, "The machines", look::machines).gives_page::<f::MachineInfo>("By name"),
+        Act::get("/machines/{id}", VIEW, "A machine with its disks", look::machine)
+            .gives::<f::MachineInfo>(200, "The machine"),
+        Act::delete(
+            "/machines/{id}",
+            ADMINISTER,
+            "Remove a machine, and revoke its certificates",
+            declare::delete_machine,
+        )
+        .takes::<f::Confirm>()
+        .gives_nothing("It is removed")
+        .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::get("/process-servers", VIEW, "The process servers", look::process_servers)
+            .gives_page::<f::ServerInfo>("By name"),
+        Act::get("/process-servers/{id}", VIEW, "A process server", look::process_server)
+            .gives::<f::ServerInfo>(200, "The server"),
+        Act::delete(
+            "/process-servers/{id}",
+            ADMINISTER,
+            "Remove a process server",
+            declare::delete_process_server,
+        )
+        .takes::<f::Confirm>()
+        .gives_nothing("It is removed")
+        .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::get("/target-servers", VIEW, "The target servers", look::target_servers)
+            .gives_page::<f::ServerInfo>("By name"),
+        Act::get("/target-servers/{id}", VIEW, "A target server", look::target_server)
+            .gives::<f::ServerInfo>(200, "The server"),
+        Act::delete(
+            "/target-servers/{id}",
+            ADMINISTER,
+            "Remove a target server",
+            declare::delete_target_server,
+        )
+        .takes::<f::Confirm>()
+        .gives_nothing("It is removed")
+        .gives::<f::Approval>(202, "A second person must approve it"),
+    ]
+}
+
+fn protection() -> Vec<Act> {
+    vec![
+        Act::get("/policies", VIEW, "The policies", declare::policies).gives_all::<f::PolicyInfo>("By name"),
+        Act::post("/policies", OPERATE, "Make a policy", declare::new_policy)
+            .takes::<f::NewPolicy>()
+            .gives::<f::PolicyInfo>(201, "The policy"),
+        Act::get("/policies/{id}", VIEW, "A policy", declare::policy)
+            .gives::<f::PolicyInfo>(200, "The policy"),
+        Act::put("/policies/{id}", OPERATE, "Change a policy, and with it its groups", declare::set_policy)
+            .takes::<f::NewPolicy>()
+            .gives_nothing("It is changed")
+            .gives::<f::Approval>(202, "It shortens retention: a second person must approve it"),
+        Act::delete("/policies/{id}", OPERATE, "Delete a policy without groups", declare::delete_policy)
+            .takes::<f::Confirm>()
+            .gives_nothing("It is gone")
+            .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::post(
+            "/machines/{id}/protect",
+            OPERATE,
+            "Protect disks: look whether it can be done, and do it",
+            declare::protect,
+        )
+        .takes::<f::Protect>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::get("/groups", VIEW, "The groups", look::groups).gives_page::<f::GroupInfo>("By id"),
+        Act::get("/groups/{id}", VIEW, "A group over all stages", look::group)
+            .gives::<f::GroupInfo>(200, "The group"),
+        Act::patch(
+            "/groups/{id}",
+            OPERATE,
+            "Give a group another policy or process server",
+            declare::change_group,
+        )
+        .takes::<f::ChangeGroup>()
+        .gives_nothing("It is changed")
+        .gives::<f::Approval>(202, "It shortens retention: a second person must approve it"),
+        Act::delete(
+            "/groups/{id}",
+            ADMINISTER,
+            "Remove a group that is not protected",
+            declare::delete_group,
+        )
+        .takes::<f::Confirm>()
+        .gives_nothing("It is removed")
+        .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::get("/groups/{id}/samples", VIEW, "Figures of a group over time", look::samples)
+            .gives_all::<f::SampleInfo>("The oldest first, at most 2000")
+            .query(
+                "step_s",
+                "Distance between two, in seconds: 30 (6 hours are kept) or 600 (90 days)",
+                json!({ "type": "integer", "enum": [30, 600], "default": 30 }),
+            )
+            .query("from", "Milliseconds since 1970; an hour ago when left out", json!({ "type": "integer" }))
+            .query("to", "Milliseconds since 1970; now when left out", json!({ "type": "integer" })),
+        Act::post(
+            "/groups/{id}/unprotect",
+            OPERATE,
+            "End a group's protection; its points stay",
+            declare::unprotect,
+        )
+        .takes::<f::Unprotect>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post("/groups/{id}/point", OPERATE, "Take a recovery point now", declare::point_now)
+            .takes::<f::PointNow>()
+            .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/resync",
+            OPERATE,
+            "Compare with the replica, and send what differs",
+            declare::resync,
+        )
+        .gives::<f::JobInfo>(202, "The job"),
+    ]
+}
+
+fn happening() -> Vec<Act> {
+    vec![
+        Act::get("/jobs", VIEW, "The jobs, newest first", look::jobs)
+            .gives_page::<f::JobInfo>("Newest first"),
+        Act::get("/jobs/{id}", VIEW, "A job with its steps", look::job).gives::<f::JobInfo>(200, "The job"),
+        Act::post("/jobs/{id}/cancel", OPERATE, "Cancel a job; what was done before stays", look::cancel_job)
+            .gives_nothing("It is cancelled"),
+        Act::get("/events", VIEW, "What happened, in order", event::events)
+            .gives_page::<f::EventInfo>("The oldest first"),
+        Act::get("/events/stream", VIEW, "What happens, as server-sent events", event::stream)
+            .gives_text(
+                "text/event-stream",
+                "Each event's data is an EventInfo; Last-Event-ID goes on after one",
+            )
+            .query(
+                "after",
+                "Go on after this event; from now on when left out",
+                json!({ "type": "integer" }),
+            ),
+    ]
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> Value {
+    act::document(&acts())
+}
+
+/// Everything that is served.
+pub(crate) fn router(app: &Shared) -> Router {
+    act::router(acts(), app)
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(not_with_this)
+        .layer(from_fn(heads))
+        .with_state(app.clone())
+}
+
+async fn nothing_here() -> Fault {
+    fault(
+        ProblemCode::NotFound,
+        "There is nothing at this path",
+        "The API is under /api/v1; GET /api/v1/openapi.json lists it.",
+    )
+}
+
+async fn not_with_this() -> Fault {
+    fault(
+        ProblemCode::MethodNotAllowed,
+        "The path is there, but not with this method",
+        "GET /api/v1/openapi.json lists what can be done.",
+    )
+}
+
+/// Nothing is cached or shown inside other pages, and nobody guesses types.
+async fn heads(request: Request<axum::body::Body>, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let heads: [(HeaderName, &str); 5] = [
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (STRICT_TRANSPORT_SECURITY, "max-age=31536000"),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (HeaderName::from_static("referrer-policy"), "no-referrer"),
+    ];
+    for (name, value) in heads {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The document that is checked in is the one that the acts give. To bring it up to date:
+    /// `cargo run -p seawall-config-server -- openapi > docs/openapi.json`.
+    #[test]
+    fn the_document_that_is_checked_in_is_up_to_date() {
+        let kept = include_str!("../../../docs/openapi.json");
+        let now = serde_json::to_string_pretty(&openapi()).unwrap() + "\n";
+        assert!(
+            kept == now,
+            "docs/openapi.json is old: cargo run -p seawall-config-server -- openapi > docs/openapi.json"
+        );
+    }
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere_and_names_are_unique() {
+        let document = openapi();
+        let mut references = Vec::new();
+        fn collect(value: &Value, references: &mut Vec<String>) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(reference)) = map.get("$ref") {
+                        references.push(reference.clone());
+                    }
+                    map.values().for_each(|value| collect(value, references));
+                }
+                Value::Array(items) => items.iter().for_each(|value| collect(value, references)),
+                _ => {}
+            }
+        }
+        collect(&document, &mut references);
+        assert!(references.len() > 50);
+        for reference in references {
+            let pointer = reference.trim_start_matches('#');
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        let mut ids = std::collections::HashSet::new();
+        for path in document["paths"].as_object().unwrap().values() {
+            for operation in path.as_object().unwrap().values() {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id.to_owned()), "{id} twice");
+            }
+        }
+    }
+}

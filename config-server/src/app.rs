@@ -1,0 +1,30 @@
+use std::sync::Arc;
+
+use control::fleet::ResourceId;
+use tokio::sync::{Notify, Semaphore, watch};
+use wire::Authority;
+
+use crate::checkin::{CheckIns, Digests};
+use crate::store::Store;
+
+/// What every act of the API has.
+pub(crate) type Shared = Arc<App>;
+
+/// What all tasks share.
+pub(crate) struct App {
+    pub(crate) store: Store,
+    pub(crate) authority: Authority,
+    /// Of the authority's certificate, hexadecimal.
+    pub(crate) fingerprint: String,
+    /// Names this config server among several while it runs.
+    pub(crate) holder: ResourceId,
+    pub(crate) check_ins: CheckIns,
+    pub(crate) digests: Digests,
+    /// Passwords that are checked at the same time: each takes memory and a processor.
+    pub(crate) password_checks: Semaphore,
+    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) newest_event: watch::Receiver<i64>,
+    /// There is something to do for a job.
+    pub(crate) jobs_wake: Notify,
+    pub(crate) stopping: watch::Receiver<bool>,
+}

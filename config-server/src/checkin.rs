@@ -1,0 +1,403 @@
+//! Check-ins: what parts report and are told. Those that come within a moment share one transaction, so that thousands of
+//! parts cost few syncs; each is answered when it is durable.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use control::fleet::{
+    CheckIn, CheckInReply, DISKS_MAX, EventKind, PartReport, PartRole, ProblemCode, TASKS_MAX, TaskState,
+    UnixMillis,
+};
+use parking_lot::Mutex;
+use sqlx::{Any, QueryBuilder, Row};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::api::enrol::{collection, revoked};
+use crate::app::App;
+use crate::desired::desired;
+use crate::fault::{Answer, fault, internal, invalid};
+use crate::job::open_tasks;
+use crate::store::{Act, Said, say};
+use crate::view;
+
+/// How often parts report, in milliseconds.
+pub const CHECK_IN_EVERY_MS: u64 = 5_000;
+/// Check-ins of one transaction.
+const BATCH_MAX: usize = 256;
+/// Check-ins that wait. Past it parts are told to come again.
+const WAITING_MAX: usize = 4096;
+/// How long others are waited for.
+const BATCH_WAIT: Duration = Duration::from_millis(20);
+/// The longest message of a task, in bytes.
+const MESSAGE_BYTES_MAX: usize = 2000;
+/// The longest result of a task, in bytes of JSON.
+const RESULT_BYTES_MAX: usize = 64 * 1024;
+/// Distances between figures for charts, in seconds, and how long they are kept.
+pub const SAMPLE_STEPS: [(i64, Duration); 2] =
+    [(30, Duration::from_secs(6 * 3600)), (600, Duration::from_secs(90 * 86_400))];
+
+/// A check-in on its way.
+struct Arrived {
+    part: String,
+    role: PartRole,
+    name: String,
+    said: CheckIn,
+    answer: oneshot::Sender<Answer<()>>,
+}
+
+/// Where check-ins go.
+#[derive(Clone)]
+pub(crate) struct CheckIns {
+    arrived: mpsc::Sender<Arrived>,
+}
+
+/// What is derived from the store again and again: good for one version of what is declared.
+#[derive(Default)]
+pub(crate) struct Digests {
+    known: Mutex<(i64, HashMap<String, String>)>,
+}
+
+impl Digests {
+    fn get(&self, version: i64, part: &str) -> Option<String> {
+        let known = self.known.lock();
+        (known.0 == version).then(|| known.1.get(part).cloned()).flatten()
+    }
+
+    fn put(&self, version: i64, part: &str, digest: &str) {
+        let mut known = self.known.lock();
+        if known.0 < version {
+            *known = (version, HashMap::new());
+        }
+        if known.0 == version {
+            known.1.insert(part.to_owned(), digest.to_owned());
+        }
+    }
+}
+
+/// The queue, to be given to [`run`].
+pub(crate) struct Queue(mpsc::Receiver<Arrived>);
+
+pub(crate) fn queue() -> (CheckIns, Queue) {
+    let (arrived, waiting) = mpsc::channel(WAITING_MAX);
+    (CheckIns { arrived }, Queue(waiting))
+}
+
+/// Takes one check-in, and answers it.
+pub(crate) async fn check_in(
+    app: &Arc<App>,
+    (part, role, name): (String, PartRole, String),
+    said: CheckIn,
+) -> Answer<CheckInReply> {
+    sensible(role, &said)?;
+    let (digest, revoked_version) = (said.digest.clone(), said.revoked_version);
+    let (answer, kept) = oneshot::channel();
+    let arrived = Arrived { part: part.clone(), role, name, said, answer };
+    app.check_ins.arrived.try_send(arrived).map_err(|_| {
+        fault(
+            ProblemCode::Unavailable,
+            "More parts report than the config server can take",
+            "Come again later.",
+        )
+        .retry_after(CHECK_IN_EVERY_MS / 1000)
+    })?;
+    kept.await.map_err(|error| internal("keep a report", error))??;
+    reply(app, &part, role, &digest, revoked_version).await
+}
+
+fn sensible(role: PartRole, said: &CheckIn) -> Answer<()> {
+    let fits = match &said.report {
+        None => true,
+        Some(PartReport::Agent(_)) => role == PartRole::Agent,
+        Some(PartReport::ProcessServer(_)) => role == PartRole::ProcessServer,
+        Some(PartReport::TargetServer(_)) => role == PartRole::TargetServer,
+    };
+    if !fits {
+        return Err(invalid(format!("A {role} reported as something else")));
+    }
+    let texts = [
+        ("version", said.version.as_str(), 64),
+        ("address", said.address.as_deref().unwrap_or_default(), 255),
+        ("sealing_key", said.sealing_key.as_deref().unwrap_or_default(), 64),
+        ("digest", said.digest.as_str(), 64),
+        ("trouble", said.trouble.as_deref().unwrap_or_default(), 2000),
+    ];
+    for (name, text, most) in texts {
+        if text.len() > most || text.contains('\0') {
+            return Err(invalid(format!("{name} has {} bytes, at most {most} go, and no NUL", text.len())));
+        }
+    }
+    if said.disks.as_ref().is_some_and(|disks| disks.len() > DISKS_MAX) {
+        return Err(invalid(format!("More than {DISKS_MAX} disks were reported")));
+    }
+    if said.tasks.len() > TASKS_MAX {
+        return Err(invalid(format!("More than {TASKS_MAX} tasks were reported")));
+    }
+    let long = |update: &&control::fleet::TaskUpdate| {
+        update.message.len() > MESSAGE_BYTES_MAX || update.result.to_string().len() > RESULT_BYTES_MAX
+    };
+    match said.tasks.iter().find(long) {
+        Some(update) => Err(invalid(format!("The result of task {} is too long", update.id))),
+        None => Ok(()),
+    }
+}
+
+async fn reply(
+    app: &Arc<App>,
+    part: &str,
+    role: PartRole,
+    has: &str,
+    revoked_version: i64,
+) -> Answer<CheckInReply> {
+    let mut from = app.store.read.acquire().await?;
+    let rows = sqlx::query("SELECT name, value FROM counters WHERE name IN ('declared', 'revoked')")
+        .fetch_all(&mut *from)
+        .await?;
+    let (mut declared, mut revocations) = (0, 0);
+    for row in &rows {
+        match row.try_get::<String, _>("name")?.as_str() {
+            "declared" => declared = row.try_get("value")?,
+            _ => revocations = row.try_get("value")?,
+        }
+    }
+    let mut reply = CheckInReply {
+        time: UnixMillis::now(),
+        interval_ms: CHECK_IN_EVERY_MS,
+        tasks: open_tasks(&mut from, part).await?,
+        ..CheckInReply::default()
+    };
+    match app.digests.get(declared, part) {
+        Some(digest) if digest == has => reply.digest = digest,
+        _ => {
+            let (state, digest) = desired(&mut from, part, role).await?;
+            app.digests.put(declared, part, &digest);
+            reply.desired = (digest != has).then_some(state);
+            reply.digest = digest;
+        }
+    }
+    drop(from);
+    if revoked_version != revocations {
+        reply.revoked = Some(revoked(app).await?);
+    }
+    Ok(reply)
+}
+
+/// Keeps check-ins until the config server stops.
+pub(crate) async fn run(app: Arc<App>, mut queue: Queue) {
+    let mut slots: HashMap<(String, i64), i64> = HashMap::new();
+    while let Some(first) = queue.0.recv().await {
+        tokio::time::sleep(BATCH_WAIT).await;
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX {
+            match queue.0.try_recv() {
+                Ok(next) => batch.push(next),
+                Err(_) => break,
+            }
+        }
+        let kept = keep_all(&app, &batch, &mut slots).await;
+        for arrived in batch {
+            // Whoever does not wait any more comes again.
+            let _ = arrived.answer.send(kept.clone());
+        }
+    }
+}
+
+async fn keep_all(app: &App, batch: &[Arrived], slots: &mut HashMap<(String, i64), i64>) -> Answer<()> {
+    let mut act = app.store.act().await?;
+    let mut ids = QueryBuilder::<Any>::new("SELECT id, state, silent, seen FROM parts WHERE id IN (");
+    let mut list = ids.separated(", ");
+    for arrived in batch {
+        list.push_bind(arrived.part.as_str());
+    }
+    ids.push(")");
+    let rows = ids.build().fetch_all(&mut *act).await?;
+    let mut before = HashMap::new();
+    for row in &rows {
+        let (id, state): (String, String) = (row.try_get("id")?, row.try_get("state")?);
+        before
+            .insert(id, (state, row.try_get::<i64, _>("silent")? != 0, row.try_get::<i64, _>("seen")? == 0));
+    }
+    let mut sampled = Vec::new();
+    for arrived in batch {
+        let was = before.get(&arrived.part);
+        keep_one(&mut act, arrived, was).await?;
+        sample(&mut act, arrived, slots, &mut sampled).await?;
+    }
+    act.commit().await?;
+    // Only now, so that what was not kept is tried again.
+    slots.extend(sampled);
+    Ok(())
+}
+
+async fn keep_one(act: &mut Act, arrived: &Arrived, was: Option<&(String, bool, bool)>) -> Answer<()> {
+    let said = &arrived.said;
+    let now = UnixMillis::now();
+    let state = said.report.as_ref().map(PartReport::state);
+    let code = match (&said.trouble, state) {
+        (Some(_), _) => control::StateCode::Misconfigured.code(),
+        (None, Some(state)) => state.code(),
+        (None, None) => "idle",
+    };
+    let report = said.report.as_ref().map(serde_json::to_string).transpose();
+    let report = report.map_err(|error| internal("keep a report", error))?.unwrap_or_default();
+    let trouble = said.trouble.clone().or_else(|| said.report.as_ref()?.last_error().map(str::to_owned));
+    let capacity = said.capacity;
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    sqlx::query(
+        "UPDATE parts SET version = $1, seen = $2, silent = 0, clock_ahead = $3, state = $4, trouble = $5, digest = $6,
+             report = $7, address = $8, sealing_key = $9, bytes_total = $10, bytes_free = $11, certificate_expires = $12
+         WHERE id = $13",
+    )
+    .bind(&said.version)
+    .bind(now.0)
+    .bind(said.time.since(now))
+    .bind(code)
+    .bind(trouble.unwrap_or_default().replace('\0', "?"))
+    .bind(&said.digest)
+    .bind(report)
+    .bind(said.address.clone().unwrap_or_default())
+    .bind(said.sealing_key.clone().unwrap_or_default())
+    .bind(capacity.map_or(0, |capacity| number(capacity.bytes_total)))
+    .bind(capacity.map_or(0, |capacity| number(capacity.bytes_free)))
+    .bind(said.certificate_expires.0)
+    .bind(&arrived.part)
+    .execute(&mut **act)
+    .await?;
+    if let Some(disks) = &said.disks {
+        let json = serde_json::to_string(disks).map_err(|error| internal("keep a machine's disks", error))?;
+        sqlx::query("UPDATE parts SET disks = $1 WHERE id = $2")
+            .bind(json.replace("\\u0000", "?"))
+            .bind(&arrived.part)
+            .execute(&mut **act)
+            .await?;
+    }
+    for update in &said.tasks {
+        let state = match update.state {
+            TaskState::Running => "running",
+            TaskState::Done => "done",
+            TaskState::Failed => "failed",
+        };
+        let result = update.result.to_string();
+        // One that has ended stays ended, and parts speak of their own tasks only.
+        sqlx::query(
+            "UPDATE tasks SET state = $1, message = $2, result = $3
+             WHERE id = $4 AND part_id = $5 AND state IN ('waiting', 'running')",
+        )
+        .bind(state)
+        .bind(update.message.replace('\0', "?"))
+        .bind(result.replace("\\u0000", "?"))
+        .bind(update.id.as_str())
+        .bind(&arrived.part)
+        .execute(&mut **act)
+        .await?;
+    }
+    let Some((state_before, silent, first)) = was else { return Ok(()) };
+    let subject = format!("{}/{}", collection(arrived.role), arrived.part);
+    let (role, name) = (arrived.role, &arrived.name);
+    if *first {
+        let said = Said::new(
+            EventKind::State,
+            subject.clone(),
+            format!("The {role} {name} reports for the first time"),
+        );
+        say(act, said).await?;
+    } else if *silent {
+        say(act, Said::new(EventKind::State, subject.clone(), format!("The {role} {name} reports again")))
+            .await?;
+    }
+    if *state_before != code {
+        let severity = state.unwrap_or_default().severity();
+        let message = format!("The {role} {name} is {code}, was {state_before}");
+        say(act, Said::new(EventKind::State, subject, message).severity(severity)).await?;
+    }
+    Ok(())
+}
+
+/// The first figures of each stretch of time: of agents what they write and send, of targets how old the newest point is.
+async fn sample(
+    act: &mut Act,
+    arrived: &Arrived,
+    slots: &HashMap<(String, i64), i64>,
+    sampled: &mut Vec<((String, i64), i64)>,
+) -> Answer<()> {
+    let now = UnixMillis::now();
+    for (step, _) in SAMPLE_STEPS {
+        let (key, slot) = ((arrived.part.clone(), step), now.0.div_euclid(step * 1000));
+        if slots.get(&key) == Some(&slot) {
+            continue;
+        }
+        match &arrived.said.report {
+            Some(PartReport::Agent(report)) => {
+                let rate = |value: f64| value.max(0.0) as i64;
+                let bytes = |value: block::ByteCount| i64::try_from(value.get()).unwrap_or(i64::MAX);
+                sqlx::query(
+                    "INSERT INTO samples (group_id, step, slot, rpo, churn, sent, dirty, unsent)
+                     SELECT group_id, $1, $2, -1, $3, $4, $5, $6 FROM parts WHERE id = $7
+                     ON CONFLICT (group_id, step, slot) DO UPDATE SET churn = excluded.churn, sent = excluded.sent,
+                         dirty = excluded.dirty, unsent = excluded.unsent",
+                )
+                .bind(step)
+                .bind(slot)
+                .bind(rate(report.churn_bytes_per_s))
+                .bind(rate(report.sent_bytes_per_s))
+                .bind(bytes(report.remaining_bytes()))
+                .bind(bytes(report.unsent_bytes))
+                .bind(&arrived.part)
+                .execute(&mut **act)
+                .await?;
+            }
+            Some(PartReport::TargetServer(status)) => {
+                for group in &status.groups {
+                    let Some(point) = &group.newest_point else { continue };
+                    sqlx::query(
+                        "INSERT INTO samples (group_id, step, slot, rpo, churn, sent, dirty, unsent)
+                         VALUES ($1, $2, $3, $4, 0, 0, 0, 0)
+                         ON CONFLICT (group_id, step, slot) DO UPDATE SET rpo = excluded.rpo",
+                    )
+                    .bind(group.group.to_string())
+                    .bind(step)
+                    .bind(slot)
+                    .bind(now.since(UnixMillis::from(point.cut_time)).max(0))
+                    .execute(&mut **act)
+                    .await?;
+                }
+            }
+            _ => continue,
+        }
+        sampled.push((key, slot));
+    }
+    Ok(())
+}
+
+/// Says which parts have fallen silent; of several config servers one says it.
+pub(crate) async fn note_silence(app: &App) -> Answer<()> {
+    let since = UnixMillis::now().0 - view::SILENT_AFTER.as_millis() as i64;
+    let mut act = app.store.act().await?;
+    let rows = sqlx::query(
+        "UPDATE parts SET silent = 1 WHERE silent = 0 AND seen > 0 AND seen < $1 AND removed = 0 RETURNING id, role, name",
+    )
+    .bind(since)
+    .fetch_all(&mut *act)
+    .await?;
+    for row in &rows {
+        let role: PartRole = crate::api::guard::parse(row.try_get("role")?)?;
+        let (id, name): (String, String) = (row.try_get("id")?, row.try_get("name")?);
+        let message = format!("The {role} {name} has not reported for {} s", view::SILENT_AFTER.as_secs());
+        let said = Said::new(EventKind::State, format!("{}/{id}", collection(role)), message);
+        say(&mut act, said.severity(control::Severity::Notice)).await?;
+    }
+    Ok(act.commit().await?)
+}
+
+/// Lets old figures go.
+pub(crate) async fn prune_samples(act: &mut Act) -> Answer<()> {
+    for (step, kept) in SAMPLE_STEPS {
+        let oldest = (UnixMillis::now().0 - kept.as_millis() as i64).div_euclid(step * 1000);
+        sqlx::query("DELETE FROM samples WHERE step = $1 AND slot < $2")
+            .bind(step)
+            .bind(oldest)
+            .execute(&mut **act)
+            .await?;
+    }
+    Ok(())
+}

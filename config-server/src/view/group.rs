@@ -1,0 +1,353 @@
+//! A group over all stages: where it stands, how old its newest point is, and why.
+
+use std::collections::HashMap;
+
+use block::{Epoch, GroupId, Ladder, UnixNanos};
+use control::fleet::{
+    GroupInfo, Overview, Page, PartReport, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
+};
+use control::{
+    AgentReport, ProcessGroup, ProcessServerStatus, Severity, StateCode, TargetGroup, TargetServerStatus,
+};
+use sqlx::Row;
+use sqlx::any::AnyRow;
+
+use super::part::SILENT_AFTER;
+use crate::api::guard::parse;
+use crate::fault::{Answer, internal, not_found};
+use crate::store::Store;
+
+/// What servers reported, each read once for all of its groups.
+#[derive(Default)]
+struct Servers {
+    process: HashMap<String, (UnixMillis, ProcessServerStatus)>,
+    target: HashMap<String, (UnixMillis, TargetServerStatus)>,
+}
+
+const GROUP: &str = "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state AS declared,
+        m.name, m.report, m.seen, m.trouble, p.name AS policy_name
+    FROM protection_groups g JOIN parts m ON m.id = g.machine_id JOIN policies p ON p.id = g.policy_id
+    WHERE g.state <> 'removed'";
+
+pub(crate) async fn groups(store: &Store, after: &str, limit: i64) -> Answer<Page<GroupInfo>> {
+    let rows = sqlx::query(&format!("{GROUP} AND g.id > $1 ORDER BY g.id LIMIT $2"))
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&store.read)
+        .await?;
+    let servers = Servers::load(store).await?;
+    let mut items = Vec::with_capacity(rows.len());
+    for row in &rows {
+        items.push(group_of_row(store, row, &servers).await?);
+    }
+    let next = (items.len() as i64 == limit).then(|| items.last().map(|last| last.id.to_string())).flatten();
+    Ok(Page { items, next })
+}
+
+pub(crate) async fn group(store: &Store, id: &GroupId) -> Answer<GroupInfo> {
+    let row = sqlx::query(&format!("{GROUP} AND g.id = $1"))
+        .bind(id.to_string())
+        .fetch_optional(&store.read)
+        .await?
+        .ok_or_else(|| not_found("group", id))?;
+    let servers = Servers::load(store).await?;
+    group_of_row(store, &row, &servers).await
+}
+
+impl Servers {
+    async fn load(store: &Store) -> Answer<Servers> {
+        let rows = sqlx::query(
+            "SELECT id, report, seen FROM parts WHERE role <> 'agent' AND removed = 0 AND report <> ''",
+        )
+        .fetch_all(&store.read)
+        .await?;
+        let mut servers = Servers::default();
+        for row in &rows {
+            let (id, seen): (String, i64) = (row.try_get("id")?, row.try_get("seen")?);
+            match report_of(row)? {
+                Some(PartReport::ProcessServer(status)) => {
+                    servers.process.insert(id, (UnixMillis(seen), status));
+                }
+                Some(PartReport::TargetServer(status)) => {
+                    servers.target.insert(id, (UnixMillis(seen), status));
+                }
+                Some(PartReport::Agent(_)) | None => {}
+            }
+        }
+        Ok(servers)
+    }
+}
+
+fn report_of(row: &AnyRow) -> Answer<Option<PartReport>> {
+    let text: String = row.try_get("report")?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_str(&text).map(Some).map_err(|error| internal("read a part's report", error))
+}
+
+fn is_fresh(seen: UnixMillis) -> bool {
+    UnixMillis::now().since(seen) <= SILENT_AFTER.as_millis() as i64
+}
+
+async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<GroupInfo> {
+    let id: GroupId = parse(row.try_get("id")?)?;
+    let target_ids: Vec<String> =
+        sqlx::query_scalar("SELECT target_id FROM group_targets WHERE group_id = $1 ORDER BY target_id")
+            .bind(id.to_string())
+            .fetch_all(&store.read)
+            .await?;
+    let volumes = sqlx::query("SELECT name, device FROM volumes WHERE group_id = $1 ORDER BY place")
+        .bind(id.to_string())
+        .fetch_all(&store.read)
+        .await?;
+    let agent_seen = UnixMillis(row.try_get("seen")?);
+    let report = match report_of(row)? {
+        Some(PartReport::Agent(report)) => Some(*report),
+        _ => None,
+    };
+    let process_id: String = row.try_get("process_id")?;
+    let process = servers.process.get(&process_id);
+    let process_group = process.and_then(|(_, status)| status.groups.iter().find(|group| group.group == id));
+    // Of several targets the one that is furthest counts: from it one could recover.
+    let targets =
+        target_ids.iter().filter_map(|target| servers.target.get(target)).filter_map(|(seen, status)| {
+            let group = status.groups.iter().find(|group| group.group == id)?;
+            Some((*seen, group))
+        });
+    let target = targets.max_by_key(|(_, group)| group.applied);
+    let kept = row.try_get::<String, _>("declared")? == "kept";
+    let stages =
+        stages((agent_seen, report.as_ref(), kept), (process.map(|(seen, _)| *seen), process_group), target);
+    let state = stages
+        .iter()
+        .map(|stage| stage.state)
+        .max_by_key(|state| (state.severity(), *state))
+        .unwrap_or_default();
+    let rpo = target.and_then(|(_, group)| group.newest_point.as_ref()).map(|point| {
+        let age = UnixNanos::now().since(point.cut_time);
+        i64::try_from(age.as_millis()).unwrap_or(i64::MAX)
+    });
+    let volumes = volumes.iter().map(|volume| volume_of_row(volume, report.as_ref(), target.map(|(_, g)| g)));
+    let mut warnings: Vec<String> = target.map(|(_, group)| group.warnings.clone()).unwrap_or_default();
+    let trouble: String = row.try_get("trouble")?;
+    if !trouble.is_empty() {
+        warnings.push(format!("The agent could not take up what it was told: {trouble}"));
+    }
+    let lag = report.as_ref().map_or(0, |report| {
+        report.remaining_bytes().get() + report.epoch_memory_used.get() + report.ring_used.get()
+    });
+    Ok(GroupInfo {
+        id,
+        machine: parse(row.try_get("machine_id")?)?,
+        name: parse(row.try_get("name")?)?,
+        generation: block::Generation(
+            u64::try_from(row.try_get::<i64, _>("generation")?).unwrap_or_default(),
+        ),
+        policy: parse(row.try_get("policy_id")?)?,
+        policy_name: parse(row.try_get("policy_name")?)?,
+        process_server: parse(process_id)?,
+        target_servers: target_ids.into_iter().map(parse::<ResourceId>).collect::<Answer<_>>()?,
+        volumes: volumes.collect::<Answer<_>>()?,
+        state,
+        meaning: state.meaning().to_owned(),
+        what_to_do: state.what_to_do().to_owned(),
+        severity: state.severity(),
+        ladder: ladder(report.as_ref(), process_group, target.map(|(_, group)| group)),
+        rpo_ms: rpo,
+        rpo_stages: stages,
+        newest_point: target.and_then(|(_, group)| group.newest_point.clone()),
+        oldest_point: target.and_then(|(_, group)| group.oldest_point.clone()),
+        points: target.map_or(0, |(_, group)| group.points),
+        churn_bytes_per_s: report.as_ref().map_or(0.0, |report| report.churn_bytes_per_s),
+        sent_bytes_per_s: report.as_ref().map_or(0.0, |report| report.sent_bytes_per_s),
+        lag_bytes: lag + process_group.map_or(0, |group| group.cached_bytes.get()),
+        warnings,
+    })
+}
+
+fn volume_of_row(
+    row: &AnyRow,
+    report: Option<&AgentReport>,
+    target: Option<&TargetGroup>,
+) -> Answer<VolumeInfo> {
+    let name: String = row.try_get("name")?;
+    let reported = report.and_then(|report| report.volumes.iter().find(|volume| volume.volume.name == name));
+    let replica = target.and_then(|group| group.volumes.iter().find(|volume| volume.name == name));
+    let bytes = reported.map(|volume| volume.volume.size).or(replica.map(|volume| volume.size));
+    Ok(VolumeInfo {
+        device: row.try_get("device")?,
+        bytes: bytes.map_or(0, |bytes| bytes.get()),
+        mode: reported.map(|volume| volume.mode),
+        dirty_bytes: reported
+            .map_or(0, |volume| volume.dirty_bytes.saturating_add(volume.draining_bytes).get()),
+        name,
+    })
+}
+
+/// Each stage spoke at another moment. What a later stage has, the earlier ones must have had.
+fn ladder(
+    report: Option<&AgentReport>,
+    process: Option<&ProcessGroup>,
+    target: Option<&TargetGroup>,
+) -> Ladder {
+    let of_report = |position: fn(&AgentReport) -> Epoch| report.map_or(Epoch::NONE, position);
+    let applied = target.map_or(Epoch::NONE, |group| group.applied);
+    let cached = process.map_or(Epoch::NONE, |group| group.cached).max(applied);
+    let sealed = of_report(|report| report.sealed).max(cached);
+    let captured = of_report(|report| report.captured).max(sealed);
+    let oldest_kept =
+        target.and_then(|group| group.oldest_point.as_ref()).map_or(Epoch::NONE, |point| point.epoch);
+    let ladder = Ladder { captured, sealed, cached, applied, oldest_kept };
+    ladder.checked().unwrap_or(Ladder { oldest_kept: Epoch::NONE, ..ladder })
+}
+
+/// Where the age of the newest point comes from. The stages' parts add up to it, as far as each is known.
+fn stages(
+    (agent_seen, report, kept): (UnixMillis, Option<&AgentReport>, bool),
+    (process_seen, process): (Option<UnixMillis>, Option<&ProcessGroup>),
+    target: Option<(UnixMillis, &TargetGroup)>,
+) -> Vec<RpoStage> {
+    let stage =
+        |stage: &str, ms: Option<i64>, explanation: String, state: StateCode, error: Option<String>| {
+            RpoStage { stage: stage.to_owned(), ms, explanation, state, last_error: error }
+        };
+    let between = |later: UnixNanos, earlier: UnixNanos| {
+        i64::try_from(later.since(earlier).as_millis()).unwrap_or(i64::MAX)
+    };
+    let now = UnixNanos::now();
+    let applied_cut = target.map(|(_, group)| group.applied_cut_time).filter(|time| time.0 > 0);
+    let sealed_cut = report.map(|report| report.sealed_cut_time).filter(|time| time.0 > 0);
+    let mut stages = Vec::new();
+    let fresh_agent = report.filter(|_| is_fresh(agent_seen));
+    stages.push(match (kept, fresh_agent) {
+        (true, _) => stage(
+            "capture",
+            None,
+            "The machine is not protected any more; its recovery points are kept.".to_owned(),
+            StateCode::Replicating,
+            None,
+        ),
+        (false, Some(report)) => stage(
+            "capture",
+            sealed_cut.map(|cut| between(now, cut)),
+            match report.remaining_bytes().get() {
+                0 => "Writes since the last cut; the next cut ends the epoch.".to_owned(),
+                bytes => format!("{} still to be read from the disks.", block::ByteCount(bytes)),
+            },
+            report.state,
+            report.last_error.clone(),
+        ),
+        (false, None) => stage(
+            "capture",
+            None,
+            "The agent has not reported; whether it captures is not known.".to_owned(),
+            StateCode::Unknown,
+            None,
+        ),
+    });
+    let way = sealed_cut.zip(applied_cut).map(|(sealed, applied)| between(sealed, applied));
+    let process_fresh = process.filter(|_| process_seen.is_some_and(is_fresh));
+    stages.push(match process_fresh {
+        Some(group) => {
+            let backlog = group.targets.iter().map(|link| link.backlog_bytes.get()).max().unwrap_or(0);
+            let link = group.targets.iter().max_by_key(|link| link.state.severity());
+            let state = link.map_or(group.state, |link| link.state);
+            let worst = if state.severity() > group.state.severity() { state } else { group.state };
+            let explanation = match backlog {
+                0 => "Sent, cached and forwarded.".to_owned(),
+                bytes => format!("{} cached, on their way to the target.", block::ByteCount(bytes)),
+            };
+            let error = group.last_error.clone().or_else(|| link.and_then(|link| link.last_error.clone()));
+            stage("send", way, explanation, if kept { StateCode::Replicating } else { worst }, error)
+        }
+        None => stage(
+            "send",
+            way,
+            "The process server has not reported on the group.".to_owned(),
+            if kept { StateCode::Replicating } else { StateCode::Unknown },
+            None,
+        ),
+    });
+    stages.push(match target.filter(|(seen, _)| is_fresh(*seen)) {
+        Some((_, group)) => {
+            let behind = group.newest_point.as_ref().zip(applied_cut);
+            let ms = behind.map(|(point, applied)| between(applied, point.cut_time));
+            let explanation = match &group.newest_point {
+                None => "Applied; there is no recovery point yet.".to_owned(),
+                Some(point) => format!("Applied; epoch {} is the newest recovery point.", point.epoch),
+            };
+            let waiting = kept && group.state == StateCode::WaitingForAgent;
+            let state = if waiting { StateCode::Replicating } else { group.state };
+            stage("apply", ms, explanation, state, group.last_error.clone())
+        }
+        None => stage(
+            "apply",
+            None,
+            "No target server has reported on the group.".to_owned(),
+            StateCode::Unknown,
+            None,
+        ),
+    });
+    stages
+}
+
+pub(crate) async fn overview(store: &Store) -> Answer<Overview> {
+    let count =
+        async |sql: &str| -> Answer<i64> { Ok(sqlx::query_scalar(sql).fetch_one(&store.read).await?) };
+    let mut overview = Overview {
+        time: UnixMillis::now(),
+        machines: count("SELECT COUNT(*) FROM parts WHERE role = 'agent' AND removed = 0").await?,
+        silent_parts: count("SELECT COUNT(*) FROM parts WHERE removed = 0 AND silent = 1").await?,
+        jobs: count("SELECT COUNT(*) FROM jobs WHERE state IN ('waiting', 'running')").await?,
+        approvals: count("SELECT COUNT(*) FROM approvals WHERE state = 'waiting'").await?,
+        ..Overview::default()
+    };
+    let rows = sqlx::query(&format!("{GROUP} AND g.state = 'protected' ORDER BY g.id"))
+        .fetch_all(&store.read)
+        .await?;
+    let servers = Servers::load(store).await?;
+    for row in &rows {
+        let group = group_of_row(store, row, &servers).await?;
+        overview.groups += 1;
+        overview.groups_in_trouble += i64::from(group.severity == Severity::Trouble);
+        overview.groups_recoverable += i64::from(group.newest_point.is_some());
+        overview.worst_rpo_ms = overview.worst_rpo_ms.max(group.rpo_ms);
+    }
+    Ok(overview)
+}
+
+/// Figures of a group between two times, the older first.
+pub(crate) async fn samples(
+    store: &Store,
+    id: &GroupId,
+    step_s: i64,
+    from: UnixMillis,
+    to: UnixMillis,
+    limit: i64,
+) -> Answer<Vec<SampleInfo>> {
+    let slot = |time: UnixMillis| time.0.div_euclid(step_s * 1000);
+    let rows = sqlx::query(
+        "SELECT slot, rpo, churn, sent, dirty, unsent FROM samples
+         WHERE group_id = $1 AND step = $2 AND slot >= $3 AND slot <= $4 ORDER BY slot LIMIT $5",
+    )
+    .bind(id.to_string())
+    .bind(step_s)
+    .bind(slot(from))
+    .bind(slot(to))
+    .bind(limit)
+    .fetch_all(&store.read)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(SampleInfo {
+                time: UnixMillis(row.try_get::<i64, _>("slot")? * step_s * 1000),
+                rpo_ms: row.try_get("rpo")?,
+                churn_bytes_per_s: row.try_get("churn")?,
+                sent_bytes_per_s: row.try_get("sent")?,
+                dirty_bytes: row.try_get("dirty")?,
+                unsent_bytes: row.try_get("unsent")?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,11 @@
+//! What is shown: the one place that makes pictures of what the parts reported. The API and every page ask here.
+
+mod group;
+mod job;
+mod part;
+mod policy;
+
+pub(crate) use group::{group, groups, overview, samples};
+pub(crate) use job::{job, job_of_row, jobs};
+pub(crate) use part::{SILENT_AFTER, machine, machines, server, servers};
+pub(crate) use policy::{policies, policy};

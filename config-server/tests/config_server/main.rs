@@ -1,0 +1,6 @@
+//! A config server over its own port, as people, programs and parts see it.
+
+mod access;
+mod membership;
+mod state;
+mod support;

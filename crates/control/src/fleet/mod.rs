@@ -1,0 +1,41 @@
+//! What the config server's API carries: everything that one config server knows is a fleet.
+//!
+//! What people and programs send is read strictly: unknown fields are refused by name. What the config server and the
+//! fleet's parts answer each other may grow, and is read leniently.
+
+mod access;
+mod checkin;
+mod desired;
+mod enrol;
+mod job;
+mod policy;
+mod problem;
+mod resource;
+mod value;
+
+pub use access::{
+    ApiTokenInfo, Approval, ApprovalAnswer, ApprovalState, AuditEntry, ChangePassword, ChangeUser, Login,
+    MadeToken, NewApiToken, NewUser, Role, Scope, Session, Settings, UserInfo,
+};
+pub use checkin::{
+    Capacity, CheckIn, CheckInReply, DISKS_MAX, DiskInfo, DiskUse, PartReport, TASKS_MAX, Task, TaskKind,
+    TaskState, TaskUpdate,
+};
+pub use desired::{
+    Desired, DesiredAgent, DesiredProcessServer, DesiredTargetServer, ForwardedGroup, KeptGroup,
+    ProtectedVolume, Protection, SealFor,
+};
+pub use enrol::{
+    Enrol, EnrolTokenInfo, Enrolled, MadeEnrolToken, NewEnrolToken, PartRole, Renew, Renewed, Revoked,
+};
+pub use job::{JobInfo, JobKind, JobState, StepInfo, StepState};
+pub use policy::{
+    BandwidthWindow, NewPolicy, Policy, PolicyError, PolicyInfo, RETENTION_RULES_MAX, RetentionRule,
+    WINDOWS_MAX,
+};
+pub use problem::{Problem, ProblemCode};
+pub use resource::{
+    ChangeGroup, Confirm, EventInfo, EventKind, GroupInfo, MachineInfo, Overview, Page, PointNow, Protect,
+    RpoStage, SampleInfo, ServerInfo, Unprotect, VolumeChoice, VolumeInfo,
+};
+pub use value::{NAME_BYTES_MAX, Name, NameError, ResourceId, UnixMillis};
