@@ -162,7 +162,7 @@ fn table_of_disks() -> Table {
 }
 
 /// Every disk with a size whose driver uses requests.
-fn all_disks() -> Vec<DeviceName> {
+pub(crate) fn all_disks() -> Vec<DeviceName> {
     let names = fs::read_dir("/sys/block").into_iter().flatten().flatten().map(|entry| entry.file_name());
     let mut disks: Vec<PathBuf> = names
         .filter(|name| {

@@ -170,8 +170,13 @@ impl AgentConfig {
     pub fn load(path: &Path) -> Result<AgentConfig, ConfigError> {
         let text =
             fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        AgentConfig::parse(&text, path)
+    }
+
+    /// The text of a file.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<AgentConfig, ConfigError> {
         let invalid = |reason: String| ConfigError::Invalid { path: path.to_owned(), reason };
-        let mut config: AgentConfig = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let mut config: AgentConfig = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
         let base = path.parent().unwrap_or(Path::new("."));
         config.agent.group_key = base.join(&config.agent.group_key);
         config.agent.credentials = base.join(&config.agent.credentials);

@@ -19,6 +19,7 @@ mod compare;
 mod config;
 mod deliver;
 mod engine;
+mod fleet;
 mod freeze;
 mod hooks;
 mod limits;
@@ -38,6 +39,7 @@ pub use config::{
     AgentConfig, AgentSection, ConfigError, EPOCH_INTERVAL_MS, EPOCH_MEMORY_MIN, RING_BYTES_MAX,
     SourceChoice, TRACKING_FOLDER, VolumeConfig,
 };
+pub use fleet::{FleetAgent, FleetConfig};
 pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
 pub use hooks::check_hooks;
 pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};

@@ -8,7 +8,9 @@ use anyhow::Context;
 use capture::DeviceName;
 use capture::check::Places;
 use clap::{Parser, Subcommand};
-use seawall_agent::{Agent, AgentConfig, TRACKING_FOLDER, check};
+use control::fleet::{Name, PartRole};
+use enrol::ServerUrl;
+use seawall_agent::{Agent, AgentConfig, FleetAgent, FleetConfig, TRACKING_FOLDER, check};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Capture this machine's disks and send every change to a process server.
@@ -18,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
     after_help = "Examples:
   seawall-agent check /dev/vdb
   seawall-agent check-config --config /etc/seawall/agent.toml
+  seawall-agent enroll --server https://seawall.example --token TOKEN --config /etc/seawall/agent.toml
   seawall-agent run --config /etc/seawall/agent.toml
   seawall-agent run --config agent.toml --log info,capture=debug
   seawall-agent detach --config /etc/seawall/agent.toml"
@@ -35,6 +38,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Enrol this machine with a config server, which then says what is protected.
+    ///
+    /// The key is made here and never leaves the machine.
+    #[command(after_help = "Example:
+  seawall-agent enroll --server https://seawall.example --token TOKEN --config /etc/seawall/agent.toml
+
+The token is made by `seawall token create`, and good for one machine. A configuration that is there must have [config_server];
+one that is not there is made. Its `state` directory gets the credentials.")]
+    Enroll {
+        /// Where the config server is: https://HOST[:PORT].
+        #[arg(long, value_name = "URL")]
+        server: ServerUrl,
+        /// The token.
+        #[arg(long, env = "SEAWALL_ENROL_TOKEN", hide_env_values = true)]
+        token: String,
+        /// Name of this machine in the fleet [default: its host name]
+        #[arg(long)]
+        name: Option<Name>,
+        /// The configuration file.
+        #[arg(long, default_value = "/etc/seawall/agent.toml")]
+        config: PathBuf,
+    },
     /// Capture and deliver until stopped (SIGTERM or SIGINT).
     #[command(after_help = "Example:\n  seawall-agent run --config /etc/seawall/agent.toml")]
     Run {
@@ -108,6 +133,10 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(report.exit_status()))
         }
         Command::CheckConfig { config } => {
+            if FleetConfig::load(&config)?.is_some() {
+                println!("{}: in order; the config server says what is protected", config.display());
+                return Ok(ExitCode::SUCCESS);
+            }
             let hooks = seawall_agent::check_hooks(&AgentConfig::load(&config)?)?;
             println!("{}: in order", config.display());
             println!("hooks: {}", if hooks.is_empty() { "none".to_owned() } else { hooks.join(", ") });
@@ -131,9 +160,26 @@ fn main() -> anyhow::Result<ExitCode> {
             );
             Ok(ExitCode::SUCCESS)
         }
+        Command::Enroll { server, token, name, config } => {
+            telemetry::init(cli.log_format, &cli.log)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.context("start the asynchronous runtime")?;
+            let joined = runtime.block_on(enrol::enrol_with_file(enrol::FileEnrolment {
+                server,
+                token,
+                role: PartRole::Agent,
+                name,
+                config: config.clone(),
+                rest: String::new(),
+                advertise: None,
+            }))?;
+            println!("Enrolled as {}. Now: seawall-agent run --config {}", joined.name, config.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Run { config } => {
             telemetry::init(cli.log_format, &cli.log)?;
-            let config = AgentConfig::load(&config)?;
+            let fleet = FleetConfig::load(&config)?;
+            let config = if fleet.is_none() { Some(AgentConfig::load(&config)?) } else { None };
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()
@@ -141,12 +187,16 @@ fn main() -> anyhow::Result<ExitCode> {
             runtime.block_on(async {
                 let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
                 let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-                let agent = Agent::start(config)?;
+                let agent = config.map(Agent::start).transpose()?;
+                let of_fleet = fleet.map(FleetAgent::start).transpose()?;
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
-                tokio::task::block_in_place(|| agent.shutdown());
+                if let Some(agent) = of_fleet {
+                    agent.shutdown().await;
+                }
+                tokio::task::block_in_place(|| drop(agent));
                 Ok(ExitCode::SUCCESS)
             })
         }

@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use block::{ByteCount, GroupId, size_from_text};
+use enrol::ConfigServerSection;
 use serde::Deserialize;
 
 /// Groups with a `[[group]]` of their own. More are refused when the configuration is read.
@@ -20,6 +21,9 @@ pub struct Config {
     /// The groups that are accepted, and where each goes.
     #[serde(default, rename = "group")]
     pub groups: Vec<GroupConfig>,
+    /// The config server that says which groups are accepted; then the file need name none.
+    #[serde(default)]
+    pub config_server: Option<ConfigServerSection>,
 }
 
 /// `[process_server]`. In a file, relative paths begin at its directory.
@@ -86,7 +90,8 @@ impl Config {
             .map_err(|error| ConfigError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
         let base = path.parent().unwrap_or(Path::new(""));
         let server = &mut config.process_server;
-        for path in [&mut server.credentials, &mut server.cache] {
+        let state = config.config_server.as_mut().map(|section| &mut section.state);
+        for path in [&mut server.credentials, &mut server.cache].into_iter().chain(state) {
             // A path that is absolute already stays as it is.
             *path = base.join(&*path);
         }
@@ -108,7 +113,7 @@ impl Config {
                 server.cache_bytes
             ));
         }
-        if self.groups.is_empty() && server.targets.is_empty() {
+        if self.groups.is_empty() && server.targets.is_empty() && self.config_server.is_none() {
             return refuse("no [[group]] is given, and no targets for those without one".to_owned());
         }
         if self.groups.len() > GROUPS_MAX {

@@ -8,6 +8,7 @@
 
 mod compare;
 mod config;
+mod fleet;
 mod forward;
 mod hub;
 mod intake;
@@ -17,5 +18,6 @@ mod server;
 pub use config::{
     CACHE_BYTES_MIN, Config, ConfigError, GROUPS_MAX, GroupConfig, ProcessServerSection, TARGETS_MAX,
 };
+pub use fleet::FleetProcessServer;
 pub use intake::{INTAKE_BACKLOG_MAX, INTAKE_WINDOW, TAKEOVER_WAIT};
 pub use server::{Handle, ProcessServer, StartError, verify};

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use seawall_process_server::{Config, ProcessServer, verify};
+use control::fleet::{Name, PartRole};
+use enrol::{FileEnrolment, ServerUrl, enrol_with_file};
+use seawall_process_server::{Config, FleetProcessServer, ProcessServer, verify};
 use telemetry::Format;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,6 +27,7 @@ struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
+  seawall-process-server enroll --server https://seawall.example --token TOKEN --advertise dr.example:7440 --config /etc/seawall/process-server.toml
   seawall-process-server check-config --config /etc/seawall/process-server.toml
   seawall-process-server run --config /etc/seawall/process-server.toml
   seawall-process-server run --config process-server.toml --log info,wire=debug --log-format json
@@ -32,6 +35,27 @@ Examples:
 
 #[derive(Subcommand)]
 enum Command {
+    /// Enrols this server with a config server, which then says which groups it serves.
+    ///
+    /// The key is made here and never leaves the machine. A configuration that is there must have [config_server]; one that is
+    /// not there is made.
+    Enroll {
+        /// Where the config server is: https://HOST[:PORT].
+        #[arg(long, value_name = "URL")]
+        server: ServerUrl,
+        /// The token that `seawall token create` made.
+        #[arg(long, env = "SEAWALL_ENROL_TOKEN", hide_env_values = true)]
+        token: String,
+        /// Name of this server in the fleet [default: the machine's name]
+        #[arg(long)]
+        name: Option<Name>,
+        /// Where others reach this server, HOST:PORT; it listens on this port.
+        #[arg(long, value_name = "HOST:PORT")]
+        advertise: String,
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Runs until told to stop (SIGTERM or SIGINT).
     Run {
         /// The configuration file.
@@ -56,6 +80,25 @@ fn main() -> anyhow::Result<ExitCode> {
     let Arguments { command, log, log_format } = Arguments::parse();
     telemetry::init(log_format, &log)?;
     match command {
+        Command::Enroll { server, token, name, advertise, config } => {
+            let port = advertise.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            let port = port.with_context(|| format!("use --advertise {advertise}: expected HOST:PORT"))?;
+            let rest = format!(
+                "[process_server]\nlisten = \"0.0.0.0:{port}\"\ncredentials = \"state/credentials\"\ncache = \"cache\"\n\
+                 cache_bytes = \"16GiB\"\n"
+            );
+            let role = PartRole::ProcessServer;
+            let advertise = Some(advertise);
+            let asked = FileEnrolment { server, token, role, name, config: config.clone(), rest, advertise };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let joined = runtime.context("start the runtime")?.block_on(enrol_with_file(asked))?;
+            println!(
+                "Enrolled as {}. Now: seawall-process-server run --config {}",
+                joined.name,
+                config.display()
+            );
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Run { config } => {
             let config = Config::load(&config)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -75,13 +118,22 @@ async fn run(config: Config) -> anyhow::Result<()> {
     // Before anything else, so that a signal during a long start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let server = ProcessServer::start(config).await?;
+    let of_fleet = config.config_server.is_some();
+    let (server, fleet) = match of_fleet {
+        true => (None, Some(FleetProcessServer::start(config).await?)),
+        false => (Some(ProcessServer::start(config).await?), None),
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
-    server.shutdown().await?;
+    if let Some(server) = server {
+        server.shutdown().await?;
+    }
+    if let Some(server) = fleet {
+        server.shutdown().await?;
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use block::{GroupId, UnixNanos};
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, WireError};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, GroupConfig};
 use crate::forward::Forwarder;
 use crate::hub::Hub;
 use crate::{compare, intake, operate};
@@ -42,6 +42,9 @@ pub enum StartError {
         /// Whose they must be.
         expected: Role,
     },
+    /// The server has not enrolled, or what it keeps of its fleet cannot be read.
+    #[error(transparent)]
+    Fleet(#[from] enrol::EnrolError),
     /// The cache cannot be opened.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -53,13 +56,20 @@ pub enum StartError {
     Task(#[from] tokio::task::JoinError),
 }
 
+/// The configuration, of which the groups may change while the server runs.
+type SharedConfig = Arc<RwLock<Config>>;
+
+fn read(config: &SharedConfig) -> RwLockReadGuard<'_, Config> {
+    config.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// How long to wait when the port failed.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What all tasks share.
 pub(crate) struct Server {
     name: String,
-    config: Arc<Config>,
+    config: SharedConfig,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) cache: Cache,
     fsyncs: Arc<Latencies>,
@@ -85,7 +95,7 @@ impl Server {
 
     /// The hub of a group, with its forwarders started; `None` when no target is configured for it.
     pub(crate) fn hub(self: &Arc<Server>, group: GroupId) -> Option<Arc<Hub>> {
-        let targets = self.config.targets_of(group);
+        let targets = read(&self.config).targets_of(group).to_vec();
         if targets.is_empty() {
             return None;
         }
@@ -93,7 +103,7 @@ impl Server {
         if let Some(hub) = groups.hubs.get(&group) {
             return Some(hub.clone());
         }
-        let hub = Hub::new(group, self.cache.held(group), self.cache.applied_by_all(group), targets);
+        let hub = Hub::new(group, self.cache.held(group), self.cache.applied_by_all(group), &targets);
         let hub = Arc::new(hub);
         groups.hubs.insert(group, hub.clone());
         if !*self.stopping.borrow() {
@@ -190,8 +200,9 @@ impl ProcessServer {
     /// is logged and shown at the groups it hits; the others are served.
     pub async fn start(config: Config) -> Result<Handle, StartError> {
         config.check()?;
-        let config = Arc::new(config);
-        let credentials = Arc::new(load_credentials(&config)?);
+        let listen = config.process_server.listen.clone();
+        let config = Arc::new(RwLock::new(config));
+        let credentials = Arc::new(load_credentials(&read(&config))?);
         let name = credentials.identity().name.clone();
         let fsyncs = Arc::new(Latencies::new());
         let (opened, report) = {
@@ -201,7 +212,7 @@ impl ProcessServer {
         for damage in &report.damages {
             tracing::error!("open the cache: {damage}");
         }
-        let listener = Listener::bind(&config.process_server.listen, credentials.clone()).await?;
+        let listener = Listener::bind(&listen, credentials.clone()).await?;
         let local = listener.local_addr();
         let (stop, stopping) = watch::channel(false);
         let groups = Mutex::default();
@@ -253,12 +264,9 @@ fn load_credentials(config: &Config) -> Result<Credentials, StartError> {
     Ok(credentials)
 }
 
-fn open_cache(config: Arc<Config>, fsyncs: &Arc<Latencies>) -> Result<(Cache, Report), CacheError> {
-    let section = &config.process_server;
-    let targets = {
-        let config = config.clone();
-        Arc::new(move |group| config.targets_of(group).to_vec())
-    };
+fn open_cache(config: SharedConfig, fsyncs: &Arc<Latencies>) -> Result<(Cache, Report), CacheError> {
+    let section = read(&config).process_server.clone();
+    let targets = Arc::new(move |group| read(&config).targets_of(group).to_vec());
     let mut options = Options::new(section.cache_bytes, targets);
     let fsyncs = fsyncs.clone();
     options.on_sync = Some(Arc::new(move |took| fsyncs.record(took)));
@@ -274,6 +282,32 @@ impl Handle {
     /// How it is.
     pub fn status(&self) -> ProcessServerStatus {
         self.server.status()
+    }
+
+    /// Takes up other groups without a pause. `false`, and nothing has changed, when a group that is being served has other
+    /// targets, or none: then the server must start anew.
+    ///
+    /// # Errors
+    /// When the groups make no sense.
+    pub fn set_groups(&self, groups: Vec<GroupConfig>) -> Result<bool, ConfigError> {
+        let before = read(&self.server.config).clone();
+        let config = Config { groups, ..before };
+        config.check()?;
+        let served = self.server.groups();
+        let same = |hub: &Hub| {
+            let routes = hub.routes.iter().map(|route| &route.address);
+            routes.eq(config.targets_of(hub.group))
+        };
+        if !served.hubs.values().all(|hub| same(hub)) {
+            return Ok(false);
+        }
+        *self.server.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        drop(served);
+        // What is held from an earlier time, and has a target now, goes there.
+        for group in self.server.cache.groups() {
+            self.server.hub(group);
+        }
+        Ok(true)
     }
 
     /// Stops: no new connections, deliveries are refused as stopping, forwarding ends, what arrived whole is made

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use block::{ByteCount, GroupId};
 use changeset::GroupKey;
+use enrol::ConfigServerSection;
 use replica::{POINTS_MAX, Policy, Retention};
 use serde::{Deserialize, Deserializer};
 
@@ -29,6 +30,9 @@ pub struct Config {
     /// The groups to keep.
     #[serde(default, rename = "group")]
     pub groups: Vec<GroupConfig>,
+    /// The config server that says which groups are kept; then the file need name none.
+    #[serde(default)]
+    pub config_server: Option<ConfigServerSection>,
 }
 
 /// One group.
@@ -144,6 +148,14 @@ pub enum ConfigError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// What the config server says cannot be written down.
+    #[error("write {path}: {source}", path = path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// It is not what a configuration must be.
     #[error("read configuration {path}: {reason}", path = path.display())]
     Syntax {
@@ -193,7 +205,8 @@ impl Config {
             let devices = group.devices.iter_mut().map(|device| &mut device.device);
             std::iter::once(&mut group.key).chain(devices)
         });
-        for path in [&mut config.credentials, &mut config.data].into_iter().chain(in_groups) {
+        let state = config.config_server.as_mut().map(|section| &mut section.state);
+        for path in [&mut config.credentials, &mut config.data].into_iter().chain(in_groups).chain(state) {
             // A path that is absolute already stays as it is.
             *path = base.join(&*path);
         }
@@ -207,7 +220,7 @@ impl Config {
     /// When one makes no sense; the message names it.
     pub fn check(&self) -> Result<(), ConfigError> {
         let refuse = |reason: String| Err(ConfigError::Value(reason));
-        if self.groups.is_empty() {
+        if self.groups.is_empty() && self.config_server.is_none() {
             return refuse("no [[group]] is given; a target server keeps at least one".to_owned());
         }
         if self.groups.len() > GROUPS_MAX {

@@ -223,7 +223,8 @@ fn wanted(server: &Server, request: &ExportRequest) -> Result<Vec<VolumeId>, Ref
             let message = format!("export group {}: this target server does not keep it", request.group);
             Refusal::new(RefusalCode::UnknownGroup, message)
         };
-        let replica = server.group(request.group).ok_or_else(unknown)?.replica()?;
+        let group = server.group(request.group).ok_or_else(unknown)?;
+        let replica = group.replica()?;
         let points = replica.points();
         let point = match request.point {
             PointSelector::Latest => points.last(),

@@ -7,6 +7,7 @@ mod compare;
 mod config;
 mod delivery;
 mod export;
+mod fleet;
 mod group;
 mod hash_view;
 mod operate;
@@ -22,6 +23,7 @@ pub use config::{
 };
 pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
 pub use export::{EXPORTS_MAX, OVERLAY_LIMIT_DEFAULT};
+pub use fleet::FleetTargetServer;
 pub use hash_view::unit_hash;
 pub use operate::{VIEW_CHUNK_BYTES, VIEWS_MAX, ViewEnd};
 pub use replica::parse_span;

@@ -30,7 +30,7 @@ pub(crate) fn points(server: &Server, only: Option<GroupId>) -> Result<PointsRep
         return Err(unknown(group));
     }
     let mut groups = Vec::new();
-    for group in server.groups().filter(|group| only.is_none_or(|only| only == group.id)) {
+    for group in server.groups().into_iter().filter(|group| only.is_none_or(|only| only == group.id)) {
         let replica = match group.replica() {
             Ok(replica) => replica,
             Err(refusal) if only.is_some() => return Err(refusal),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,13 @@ use std::time::Duration;
 use block::{GroupId, UnixNanos};
 use control::{StateCode, TargetServerStatus};
 use durable::RealStorage;
+use parking_lot::RwLock;
 use replica::{ReplicaError, Report};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, WireError};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, GroupConfig};
 use crate::export::Exports;
 use crate::group::Group;
 use crate::upkeep::Upkeep;
@@ -42,6 +43,9 @@ pub enum StartError {
         /// Whose they must be.
         expected: Role,
     },
+    /// The server has not enrolled, or what it keeps of its fleet cannot be read.
+    #[error(transparent)]
+    Fleet(#[from] enrol::EnrolError),
     /// The port cannot be listened on.
     #[error(transparent)]
     Listen(#[from] WireError),
@@ -56,7 +60,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// What all connections share.
 pub(crate) struct Server {
     name: String,
-    groups: BTreeMap<GroupId, Arc<Group>>,
+    groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    data: PathBuf,
     pub(crate) threads: usize,
     pub(crate) views: Semaphore,
     pub(crate) exports: Exports,
@@ -64,12 +69,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn group(&self, id: GroupId) -> Option<&Arc<Group>> {
-        self.groups.get(&id)
+    pub(crate) fn group(&self, id: GroupId) -> Option<Arc<Group>> {
+        self.groups.read().get(&id).cloned()
     }
 
-    pub(crate) fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.groups.values()
+    pub(crate) fn groups(&self) -> Vec<Arc<Group>> {
+        self.groups.read().values().cloned().collect()
     }
 
     /// Waits until the server is to stop.
@@ -79,11 +84,12 @@ impl Server {
     }
 
     pub(crate) fn status(&self) -> TargetServerStatus {
-        let groups: Vec<_> = self.groups.values().map(|group| group.status()).collect();
+        let groups: Vec<_> = self.groups().iter().map(|group| group.status()).collect();
         let worst = groups.iter().max_by_key(|group| group.state.severity());
+        // With nothing to keep it waits for whoever says what.
         let state = match *self.stopping.borrow() {
             true => StateCode::Stopping,
-            false => worst.map_or(StateCode::Unknown, |group| group.state),
+            false => worst.map_or(StateCode::WaitingForAgent, |group| group.state),
         };
         TargetServerStatus {
             time: UnixNanos::now(),
@@ -125,15 +131,15 @@ impl TargetServer {
         config.check()?;
         let credentials = Arc::new(load_credentials(&config)?);
         let name = credentials.identity().name.clone();
-        let (listen, threads) = (config.listen.clone(), config.threads);
+        let (listen, threads, data) = (config.listen.clone(), config.threads, config.data.clone());
         let groups = tokio::task::spawn_blocking(move || open_groups(&config)).await??;
         let listener = Listener::bind(&listen, credentials.clone()).await?;
         let local = listener.local_addr();
         let exports = Exports::new(&credentials, local.ip());
         let (stop, stopping) = watch::channel(false);
-        let server =
-            Arc::new(Server { name, groups, threads, views: Semaphore::new(VIEWS_MAX), exports, stopping });
-        tracing::info!(%local, name = server.name, groups = server.groups.len(), "target server listens");
+        tracing::info!(%local, name, groups = groups.len(), "target server listens");
+        let (groups, views) = (RwLock::new(groups), Semaphore::new(VIEWS_MAX));
+        let server = Arc::new(Server { name, groups, data, threads, views, exports, stopping });
         let accepting = tokio::spawn(accept(server.clone(), listener));
         Ok(Handle { server, local, stop, accepting })
     }
@@ -187,12 +193,17 @@ impl Handle {
         self.server.status()
     }
 
+    /// What takes up more groups while the server runs.
+    pub(crate) fn adder(&self) -> Adder {
+        Adder { server: self.server.clone() }
+    }
+
     /// Stops: no new connections, deliveries and views are refused as stopping, what is being applied is finished.
     /// When this returns, nothing of the server runs any more and the replicas are closed.
     pub async fn shutdown(self) {
         let Handle { server, stop, accepting, .. } = self;
         stop.send_replace(true);
-        server.groups().filter_map(|group| group.upkeep.as_ref()).for_each(Upkeep::stop);
+        server.groups().iter().filter_map(|group| group.upkeep.as_ref()).for_each(Upkeep::stop);
         if let Err(error) = accepting.await {
             tracing::error!(%error, "stop accepting");
         }
@@ -201,6 +212,26 @@ impl Handle {
         if let Err(error) = ended {
             tracing::error!(%error, "close the replicas");
         }
+    }
+}
+
+/// Takes up groups while the server runs.
+pub(crate) struct Adder {
+    server: Arc<Server>,
+}
+
+impl Adder {
+    /// Opens those that are not kept yet.
+    pub(crate) async fn add(self, groups: Vec<GroupConfig>) -> Result<(), StartError> {
+        let opened = tokio::task::spawn_blocking(move || -> Result<(), ConfigError> {
+            let server = self.server;
+            for config in groups.iter().filter(|config| server.group(config.id).is_none()) {
+                let group = Group::open(config, &server.data)?;
+                server.groups.write().insert(group.id, Arc::new(group));
+            }
+            Ok(())
+        });
+        Ok(opened.await??)
     }
 }
 

@@ -11,6 +11,7 @@
 mod client;
 mod credentials;
 mod error;
+mod file;
 mod join;
 mod member;
 pub mod seal;
@@ -20,6 +21,7 @@ mod url;
 pub use client::{Client, REPLY_BYTES_MAX, REQUEST_TIME_MAX};
 pub use credentials::CURRENT;
 pub use error::EnrolError;
+pub use file::{FileEnrolment, enrol_with_file};
 pub use join::{Joined, join};
 pub use member::{ASK_EVERY, Charge, Member, RENEW_PART, TaskDone};
 pub use state::ConfigServerSection;

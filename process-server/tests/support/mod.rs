@@ -57,6 +57,7 @@ impl World {
 
     pub fn config(&self, targets: &[(GroupId, &[&Target])]) -> Config {
         Config {
+            config_server: None,
             process_server: ProcessServerSection {
                 listen: LOCAL.to_owned(),
                 credentials: self.credentials(Role::ProcessServer, "ps", None),

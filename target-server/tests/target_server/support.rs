@@ -46,6 +46,7 @@ impl Site {
             devices: Vec::new(),
         });
         let config = Config {
+            config_server: None,
             listen: "127.0.0.1:0".to_owned(),
             credentials: dir.path().join("target"),
             data: dir.path().join("data"),
