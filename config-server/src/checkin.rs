@@ -23,6 +23,8 @@ use crate::view;
 
 /// How often parts report, in milliseconds.
 pub const CHECK_IN_EVERY_MS: u64 = 5_000;
+/// How soon a part comes back that was told to do something, in milliseconds: somebody waits for it.
+pub const CHECK_IN_SOON_MS: u64 = 1_000;
 /// Check-ins of one transaction.
 const BATCH_MAX: usize = 256;
 /// Check-ins that wait. Past it parts are told to come again.
@@ -176,6 +178,9 @@ async fn reply(
         }
     }
     drop(from);
+    if reply.desired.is_some() || !reply.tasks.is_empty() {
+        reply.interval_ms = CHECK_IN_SOON_MS;
+    }
     if revoked_version != revocations {
         reply.revoked = Some(revoked(app).await?);
     }

@@ -30,7 +30,7 @@ mod view;
 pub use api::openapi;
 pub use audit::AUDIT_KEPT;
 pub use backup::{backup, restore};
-pub use checkin::{CHECK_IN_EVERY_MS, SAMPLE_STEPS};
+pub use checkin::{CHECK_IN_EVERY_MS, CHECK_IN_SOON_MS, SAMPLE_STEPS};
 pub use config::{Config, ConfigError, NAMES_MAX};
 pub use fault::Fault;
 pub use init::{InitOptions, init};

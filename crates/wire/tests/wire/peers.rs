@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use block::{Generation, GroupId};
+use block::{ByteCount, Generation, GroupId};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use wire::{
-    ALPN, Authority, Credentials, CredentialsError, Opening, RefusalCode, Role, Sender, WireError, connect,
-    connect_for,
+    ALPN, Authority, Credentials, CredentialsError, Held, Identity, Opening, REVOKED_FILE, RefusalCode, Role,
+    Sender, ServerNames, WireError, connect, connect_for, new_request, revoked_text,
 };
 
 use super::{GROUP, Site, accept, open};
@@ -27,6 +27,74 @@ async fn both_sides_know_each_other() {
     assert_eq!(server.peer().group, Some(GROUP));
     assert!(client.cipher().starts_with("TLS13_"), "{}", client.cipher());
     assert_eq!(client.version(), 1);
+}
+
+/// A connection that lasts ends soon after its certificate was revoked, and another one is refused; an agent with another
+/// certificate is let in.
+#[tokio::test]
+async fn who_is_revoked_is_cut_off_and_stays_out() {
+    let site = Site::new();
+    let (listener, addr) = site.server().await;
+    let agent = site.agent();
+    let connecting = async {
+        let connection = connect(&addr, Role::TargetServer, &agent).await.unwrap();
+        Sender::open(connection, GROUP, Generation(1)).await
+    };
+    let accepting = async {
+        let Opening::Deliver(receiver) = open(&listener).await.unwrap() else { panic!("no delivery") };
+        receiver.accept(Held::default(), ByteCount::mib(1));
+        receiver
+    };
+    let (sender, receiver) = tokio::join!(connecting, accepting);
+    let (_sender, mut receipts) = sender.unwrap();
+    let list = site.dir.path().join("target").join(REVOKED_FILE);
+    std::fs::write(&list, revoked_text([agent.serial()])).unwrap();
+    let error = loop {
+        if let Err(error) = receipts.next().await {
+            break error;
+        }
+    };
+    assert!(
+        matches!(error, WireError::Refused { code: RefusalCode::Unauthorised, retry: false, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("revoked"), "{error}");
+    drop(receiver);
+    let (client, server) = tokio::join!(connect(&addr, Role::TargetServer, &agent), accept(&listener));
+    let error = server.unwrap_err();
+    assert!(matches!(&error, WireError::Identity { reason, .. } if reason.contains("revoked")), "{error}");
+    assert!(client.is_err());
+    let other = site.issue(Role::Agent, "other", Some(GROUP));
+    let (client, server) = tokio::join!(connect(&addr, Role::TargetServer, &other), accept(&listener));
+    client.unwrap();
+    server.unwrap();
+}
+
+/// What an authority signs from elsewhere works, and names only who the authority says.
+#[tokio::test]
+async fn a_key_made_elsewhere_is_signed() {
+    let site = Site::new();
+    let (listener, addr) = site.server().await;
+    let (key, request) = new_request().unwrap();
+    let identity = Identity::new(Role::Agent, "far", Some(GROUP)).unwrap();
+    let day = std::time::Duration::from_secs(86_400);
+    let signed = site.authority.sign(&request, &identity, &ServerNames::default(), day).unwrap();
+    let dir = site.dir.path().join("far");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("cert.pem"), &signed.certificate_pem).unwrap();
+    std::fs::write(dir.join("ca.pem"), site.authority.certificate_pem()).unwrap();
+    std::fs::write(dir.join("key.pem"), key).unwrap();
+    std::fs::set_permissions(dir.join("key.pem"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .unwrap();
+    let agent = Credentials::load(&dir).unwrap();
+    assert_eq!((agent.identity(), agent.serial()), (&identity, &signed.serial));
+    let (client, server) = tokio::join!(connect(&addr, Role::TargetServer, &agent), accept(&listener));
+    client.unwrap();
+    assert_eq!(server.unwrap().peer(), &identity);
+    // A request that its key has not signed proves nothing.
+    let (_, other) = new_request().unwrap();
+    let (head, tail) = (&request[..request.len() / 2], &other[other.len() / 2..]);
+    assert!(site.authority.sign(&format!("{head}{tail}"), &identity, &ServerNames::default(), day).is_err());
 }
 
 #[tokio::test]
