@@ -2,6 +2,10 @@
 //! should not grow with history. Then reading a view from end to end against reading the raw image, where few blocks have changed;
 //! merging layers against copying their bytes; and what the store takes against what changed.
 //!
+//! `view_open_50gib`: opening a point since which every second block of 100 GiB has changed, 50 GiB in all, against the same with few
+//! changes. What the blocks held is zeroes, so that the store has the indexes of such a history without its data, which opening
+//! does not read.
+//!
 //! History is made by apply, epoch by epoch. `SEAWALL_BENCH_EPOCHS` sets how long the long one is (default 20000; with
 //! `SEAWALL_BENCH_QUICK` 2000).
 
@@ -11,7 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{ByteOffset, Consistency, Epoch, UnixNanos, VolumeId};
+use anyhow::Context;
+use block::{BLOCK_BYTES, ByteCount, ByteOffset, Consistency, Epoch, Extent, UnixNanos, VolumeId};
 use changeset::{Changeset, Fold, Level, Opener, SealOptions, Stamp, seal};
 use durable::RealStorage;
 use replica::{GroupReplica, Maintained, Options, POINTS_MAX, Pace, Retention};
@@ -35,10 +40,16 @@ fn open(dir: &Path) -> anyhow::Result<GroupReplica> {
 }
 
 fn epoch(number: u64, fold: &Fold) -> anyhow::Result<Changeset> {
+    epoch_of(number, fold, data::VOLUME_BYTES)
+}
+
+fn epoch_of(number: u64, fold: &Fold, size: ByteCount) -> anyhow::Result<Changeset> {
     let cut_time = UnixNanos(number * 1_000_000_000);
     let stamp = Stamp { consistency: Consistency::Crash, cut_time, ..data::stamp(Epoch(number)) };
     let key = data::key();
-    let sealed = seal(&stamp, &data::volumes(), fold, &key, SealOptions { level: Level::Store, threads: 1 })?;
+    let mut volumes = data::volumes();
+    volumes[0].size = size;
+    let sealed = seal(&stamp, &volumes, fold, &key, SealOptions { level: Level::Store, threads: 1 })?;
     let mut opener = Opener::new(key, data::GROUP, 1);
     sealed.pieces.into_iter().try_for_each(|piece| opener.push(piece))?;
     Ok(opener.finish()?)
@@ -57,6 +68,23 @@ fn history(dir: &Path, epochs: u64) -> anyhow::Result<GroupReplica> {
             fold.write(0, ByteOffset((place >> 33) % total * 4096), &[number as u8 | 1; 4096]);
         }
         replica.apply(&epoch(number, &fold)?)?;
+    }
+    Ok(replica)
+}
+
+/// A replica of which every second block has changed since the first point, a GiB with each epoch.
+fn much_changed(dir: &Path, gib: u64) -> anyhow::Result<GroupReplica> {
+    let replica = open(dir)?;
+    let size = ByteCount::gib(2 * gib);
+    replica.apply(&epoch_of(1, &Fold::new(), size)?)?;
+    for number in 0..gib {
+        let mut fold = Fold::new();
+        let start = number * ByteCount::gib(2).0;
+        for at in (start..start + ByteCount::gib(2).0).step_by(2 * BLOCK_BYTES as usize) {
+            let block = Extent::new(ByteOffset(at), ByteCount(BLOCK_BYTES));
+            fold.zero(0, block.context("a block within the volume")?);
+        }
+        replica.apply(&epoch_of(number + 2, &fold, size)?)?;
     }
     Ok(replica)
 }
@@ -90,6 +118,23 @@ fn dir() -> anyhow::Result<tempfile::TempDir> {
     Ok(tempfile::tempdir_in(dir)?)
 }
 
+fn open_much_changed(few: &GroupReplica) -> anyhow::Result<()> {
+    let gib = if quick() { 2 } else { 50 };
+    let dir = dir()?;
+    let start = Instant::now();
+    let replica = much_changed(dir.path(), gib)?;
+    settle(&replica)?;
+    let entries = replica.layer_bytes().0;
+    println!("view_open_50gib: {gib} GiB changed, {entries} bytes of indexes, in {:?}", start.elapsed());
+    drop(replica);
+    let replica = open(dir.path())?;
+    println!("view_open_50gib: first view after opening the replica in {:?}", open_and_read(&replica));
+    compare("view_open_50gib", MIB as u64, || Pair {
+        subject: open_and_read(&replica),
+        limit: open_and_read(few),
+    })
+}
+
 fn main() -> anyhow::Result<()> {
     let (short, long) = (dir()?, dir()?);
     let few = history(short.path(), FEW)?;
@@ -110,6 +155,8 @@ fn main() -> anyhow::Result<()> {
     println!("view_open: first view after that in {:?}", open_and_read(&many));
 
     compare("view_open", MIB as u64, || Pair { subject: open_and_read(&many), limit: open_and_read(&few) })?;
+
+    open_much_changed(&few)?;
 
     let image = few.volumes()[0].path.clone();
     let raw = File::open(&image)?;

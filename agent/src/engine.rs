@@ -67,7 +67,7 @@ impl Engine {
         let memory = config.agent.epoch_memory_bytes;
         let serving = Serving::default();
         let acknowledged = Epoch::NONE;
-        Engine {
+        let engine = Engine {
             config: config.clone(),
             volumes: volumes.list.clone(),
             next_take_up: Instant::now(),
@@ -84,11 +84,21 @@ impl Engine {
             interval,
             memory,
             acknowledged,
-        }
+        };
+        // Delivery tells this first: whoever sees a point can see how it was captured.
+        engine.report();
+        engine
+    }
+
+    fn report(&self) {
+        self.reports.update(&*self.source, &self.outbox, self.memory_used());
     }
 
     /// Runs until told to stop.
     pub(crate) fn run(mut self) {
+        if let Err(error) = capture::give_way() {
+            tracing::warn!(%error, "let applications go before the capture thread");
+        }
         let mut next_cut = Instant::now() + self.interval;
         let mut next_report = Instant::now();
         let mut sleep = IDLE_SLEEP.0;
@@ -120,7 +130,7 @@ impl Engine {
             }
             if now >= next_report {
                 next_report = now + REPORT_EVERY;
-                self.reports.update(&*self.source, &self.outbox, self.memory_used());
+                self.report();
                 self.take_up_growth(now);
             }
             let rest = self.processor.rest().filter(|_| !self.serving.is_urgent());

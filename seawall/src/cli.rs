@@ -326,14 +326,22 @@ pub(crate) struct ScrubOptions {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   seawall verify --dir /etc/seawall
+  Whether one volume could be restored as it was at a point:
+    seawall verify vdb --point 1200 --dir /etc/seawall
   seawall verify --dir /etc/seawall --group 6d1f0b6c2f0e4b6f9a53c1d3a8e4f702 --json
 
 Reads the process server's cache and the target server's replicas, as DIR's configurations name them, where they are on this machine:
-segments, cursors, states, undo layers, spans, pins, checksums. Changes nothing. A server that runs has its files open; `seawall scrub`
-is for that. Exit status 0 when all is sound, 3 when something is damaged, 1 when it cannot be told.")]
+segments, cursors, states, undo layers, images, spans, pins, checksums. Changes nothing. A server that runs has its files open;
+`seawall scrub` is for that. With a volume or a point, the end of what is shown is about these, and so is the exit status: 0 when all is
+sound, 3 when something is damaged, 1 when it cannot be told.")]
 pub(crate) struct VerifyOptions {
     #[command(flatten)]
     pub(crate) place: Place,
+    /// Volume to tell of, by name or identity; everything is read all the same [default: all]
+    pub(crate) volume: Option<String>,
+    /// Recovery point to tell of: `latest`, or an epoch's number as `seawall points` shows it [default: latest]
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: Option<PointSelector>,
     /// Only the replica of this group
     #[arg(long, value_name = "ID")]
     pub(crate) group: Option<GroupId>,

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use block::GroupId;
+use block::{Epoch, GroupId};
+use control::PointSelector;
 use serde::Serialize;
 
 use crate::cli::VerifyOptions;
@@ -18,6 +19,19 @@ struct Findings {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<CacheFindings>,
     replicas: Vec<ReplicaFindings>,
+    /// Of what was asked about.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    points: Vec<PointFindings>,
+}
+
+/// A volume at a point.
+#[derive(Debug, Serialize)]
+struct PointFindings {
+    group: GroupId,
+    volume: String,
+    point: u64,
+    sound: bool,
+    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -38,6 +52,8 @@ struct ReplicaFindings {
     layers: usize,
     spans: u64,
     bytes: u64,
+    /// Of images, what was compared with its checksum.
+    compared_bytes: u64,
     problems: Vec<String>,
     notes: Vec<String>,
 }
@@ -74,12 +90,20 @@ pub(crate) fn run(options: &VerifyOptions) -> anyhow::Result<ExitCode> {
         for group in groups {
             // A group of which nothing has arrived yet has no files.
             if config.data.join(group.to_string()).is_dir() {
-                findings.replicas.push(verify_replica(&config.data, group)?);
+                let (replica, points) = verify_replica(&config.data, group, options)?;
+                findings.replicas.push(replica);
+                findings.points.extend(points);
             }
         }
     }
+    if let Some(volume) = &options.volume {
+        ensure!(!findings.points.is_empty(), "verify: no replica here has a volume {volume}");
+    }
     let cache_sound = findings.cache.as_ref().is_none_or(|cache| cache.problems.is_empty());
-    findings.sound = cache_sound && findings.replicas.iter().all(|replica| replica.problems.is_empty());
+    findings.sound = match &findings.points[..] {
+        [] => cache_sound && findings.replicas.iter().all(|replica| replica.problems.is_empty()),
+        points => points.iter().all(|point| point.sound),
+    };
     let shown = match options.json {
         true => format!("{}\n", serde_json::to_string(&findings)?),
         false => render(&findings),
@@ -110,19 +134,55 @@ fn verify_cache(cache: &std::path::Path) -> anyhow::Result<CacheFindings> {
     })
 }
 
-fn verify_replica(data: &std::path::Path, group: GroupId) -> anyhow::Result<ReplicaFindings> {
+fn verify_replica(
+    data: &std::path::Path,
+    group: GroupId,
+    options: &VerifyOptions,
+) -> anyhow::Result<(ReplicaFindings, Vec<PointFindings>)> {
     let report = seawall_target_server::verify(data, group)
         .with_context(|| format!("verify the replica of group {group}; stop the target server first"))?;
-    Ok(ReplicaFindings {
+    let mut points = Vec::new();
+    let wanted = |id: &str, name: &str| match &options.volume {
+        Some(volume) => volume == id || volume == name,
+        None => options.point.is_some(),
+    };
+    let volumes = report.volumes.iter().filter(|volume| wanted(&volume.id.to_string(), &volume.name));
+    for volume in volumes {
+        let epoch = match options.point.unwrap_or_default() {
+            PointSelector::Epoch(epoch) => epoch,
+            PointSelector::Latest => report.newest().context("verify: there is no recovery point yet")?,
+        };
+        let mut problems: Vec<String> =
+            report.wrong_at(epoch, Some(volume.id)).map(ToOwned::to_owned).collect();
+        if problems.is_empty() && !report.is_point(epoch) {
+            let side = |point: Option<Epoch>| point.map_or("none".to_owned(), |point| point.to_string());
+            let (before, after) = report.nearest(epoch);
+            problems.push(format!(
+                "there is no recovery point {epoch}; the nearest before it is {}, after it {}",
+                side(before),
+                side(after)
+            ));
+        }
+        points.push(PointFindings {
+            group,
+            volume: volume.name.clone(),
+            point: epoch.0,
+            sound: problems.is_empty(),
+            problems,
+        });
+    }
+    let findings = ReplicaFindings {
         group,
         applied: report.applied.0,
         points: report.layers.iter().filter(|layer| layer.consistency.is_point()).count(),
         layers: report.layers.len(),
         spans: report.spans,
         bytes: report.layers.iter().map(|layer| layer.bytes.get()).sum(),
+        compared_bytes: report.compared.get(),
         problems: report.problems,
         notes: report.notes,
-    })
+    };
+    Ok((findings, points))
 }
 
 fn render(findings: &Findings) -> String {
@@ -149,22 +209,26 @@ fn render(findings: &Findings) -> String {
     for replica in &findings.replicas {
         let _ = writeln!(
             shown,
-            "Replica of group {}: epoch {} applied, {} recovery points, {} undo layers of {}, {} spans",
+            "Replica of group {}: epoch {} applied, {} recovery points, {} undo layers of {}, {} spans, {} of images",
             replica.group,
             replica.applied,
             replica.points,
             replica.layers,
             block::ByteCount(replica.bytes),
-            replica.spans
+            replica.spans,
+            block::ByteCount(replica.compared_bytes)
         );
         list(&mut shown, &replica.problems, &replica.notes);
     }
-    let end = match findings.sound {
-        true => {
-            "All is sound. What images hold is compared by `seawall scrub`, while the target server runs."
+    for point in &findings.points {
+        let verdict = if point.sound { "sound" } else { "NOT SOUND" };
+        let _ = writeln!(shown, "{} at point {}: {verdict}", point.volume, point.point);
+        for problem in &point.problems {
+            let _ = writeln!(shown, "  {problem}");
         }
-        false => "Something is DAMAGED.",
-    };
-    let _ = writeln!(shown, "{end}");
+    }
+    if findings.points.is_empty() {
+        let _ = writeln!(shown, "{}", if findings.sound { "All is sound." } else { "Something is DAMAGED." });
+    }
     shown
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -114,6 +115,25 @@ fn from_init_to_restore() {
     assert!(output.status.success() && text(&output).contains("sound"), "{}", text(&output));
     let verified = json(dir, &["verify", "--json"]);
     assert_eq!(verified["sound"], true, "{verified}");
+    assert!(verified["replicas"][0]["compared_bytes"].as_u64().unwrap() > 0, "{verified}");
+    let verified = json(dir, &["verify", "disk.img", "--point", &old, "--json"]);
+    assert_eq!(
+        (&verified["points"][0]["sound"], &verified["sound"]),
+        (&true.into(), &true.into()),
+        "{verified}"
+    );
+    let output = seawall(dir, &["verify", "disk.img", "--point", "999999"]);
+    assert!(output.status.code() == Some(3) && text(&output).contains("nearest"), "{}", text(&output));
+    let output = seawall(dir, &["verify", "other.img"]);
+    assert!(output.status.code() == Some(1) && text(&output).contains("other.img"), "{}", text(&output));
+    let image = found(dir, "replica.img");
+    let (sound, mut damaged) = (std::fs::read(&image).unwrap(), std::fs::read(&image).unwrap());
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    std::fs::write(&image, &damaged).unwrap();
+    let output = seawall(dir, &["verify", "disk.img", "--point", "latest"]);
+    assert!(output.status.code() == Some(3) && text(&output).contains("NOT SOUND"), "{}", text(&output));
+    std::fs::write(&image, &sound).unwrap();
     // What was applied is still there.
     let running = Running::start(dir);
     status_when(dir, |status| applied(status) > changed_at);
@@ -121,4 +141,20 @@ fn from_init_to_restore() {
     assert!(output.status.success(), "{}", text(&output));
     assert!(std::fs::read(dir.join("again.img")).unwrap() == before);
     running.stop();
+}
+
+/// The first file of this name below a directory.
+fn found(dir: &Path, name: &str) -> PathBuf {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => dirs.push(path),
+                false if path.file_name().is_some_and(|found| found == name) => return path,
+                false => {}
+            }
+        }
+    }
+    panic!("no {name}");
 }

@@ -298,7 +298,7 @@ fn kernel_detach_ends_what_is_kept() -> anyhow::Result<()> {
     for round in 0..2 {
         let group = std::fs::read_dir(system.tracking())?.next().context("a group")??.path();
         let number = std::fs::read_dir(group)?.next().context("an installation")??.path();
-        std::fs::remove_file(number.join("link_on_issue_1"))?;
+        std::fs::remove_file(number.join("link_on_issue"))?;
         if round == 1 {
             std::fs::remove_file(number.join("granules"))?;
         }

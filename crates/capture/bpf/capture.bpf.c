@@ -98,10 +98,10 @@ struct counters { /* one a CPU, 256 bytes, written by that CPU only */
 	__u64 unseen;        /* completed without a slot: missed at issue, or issued before we attached */
 	__u64 failed;        /* completed with an error */
 	__u64 lost;
-	__u64 issue_handled;    /* the request whose issue a copy of the program has just handled */
-	__u64 complete_handled; /* and whose completion */
-	__u64 issue_busy;       /* copies that are running on this CPU, as bits */
-	__u64 complete_busy;
+	__u64 complete_handled; /* the request whose completion a copy of the program has just handled */
+	__u64 complete_passed;  /* and one of a disk that is not protected */
+	__u64 complete_busy;    /* copies that are running on this CPU, as bits */
+	__u64 reserved0;
 	__u64 rescued;          /* events that a later copy handled because an earlier one was already running */
 	__u64 deep;             /* completions handled by the only copy that was free: one level more would be lost */
 	__u64 address[8];       /* where each program turns a pointer into a number; it never runs twice on one CPU */
@@ -423,7 +423,7 @@ static __always_inline void slot_free(__u64 *slot)
 
 enum { COPY_OK = 0, COPY_RING_FULL = 1, COPY_UNREADABLE = 2 };
 
-/* Kept in a map, one a CPU and copy of the program: what the verifier reads from there it takes for anything, so it need
+/* Kept in a map, one a CPU: what the verifier reads from there it takes for anything, so it need
  * not follow each way through the loops. */
 struct walk { /* 96 bytes */
 	__u64 bio, vec;    /* addresses */
@@ -634,8 +634,9 @@ static __always_inline int encrypted_inline(struct request *rq)
 /* ---- the tracepoints ----
  *
  * R11: the kernel skips a program that is already running on the same CPU. A block event can come in a task, in a soft
- * interrupt on top of it and in a hard interrupt on top of that, and not deeper, so of three copies at least one is free.
- * Each copy does its work only if no earlier one has. A skipped issue is only a missed write, so two copies do there.
+ * interrupt on top of it and in a hard interrupt on top of that, and not deeper, so of three copies of the completion
+ * program at least one is free. Each copy does its work only if no earlier one has. A skipped issue is only a missed
+ * write, so there one program does.
  *
  * `handled` is cleared before a copy works and set to the request after; the last copy clears it. So when a copy finds its
  * own request there, an earlier copy has handled this very event, unless all earlier copies are busy below us.
@@ -643,8 +644,6 @@ static __always_inline int encrypted_inline(struct request *rq)
  * `busy` is kept like a stack: what an interrupt sets, it clears before we go on. So plain loads and stores do.
  */
 
-#define LANES_PER_CPU 2
-#define ISSUE_LAST 1
 #define COMPLETE_LAST 2
 
 #define LOAD(x) (*(volatile __u64 *)&(x))
@@ -652,7 +651,7 @@ static __always_inline int encrypted_inline(struct request *rq)
 /* Statistics: an interrupt in between may cost one count. */
 #define COUNT(x, n) STORE(x, LOAD(x) + (n))
 
-enum { ADDRESS_ISSUE = 0, ADDRESS_COMPLETE = 2, ADDRESS_REQUEUE = 5 };
+enum { ADDRESS_ISSUE = 0, ADDRESS_REQUEUE = 1, ADDRESS_COMPLETE = 2 };
 
 /* The verifier lets a pointer be stored and compared, but not computed with. */
 static __always_inline __u64 address_of(struct request *rq, struct counters *here, __u32 program)
@@ -661,21 +660,20 @@ static __always_inline __u64 address_of(struct request *rq, struct counters *her
 	return LOAD(here->address[program & 7]);
 }
 
-/* 1: this copy is to handle the event. */
-static __always_inline int ours(__u64 address, __u64 *handled, __u64 *busy, __u32 copy, __u32 last)
+/* 1: this copy is to handle the event, which no earlier one has noted as `done`. */
+static __always_inline int ours(__u64 address, struct counters *here, __u64 *done, __u32 copy)
 {
 	__u64 earlier = (1ULL << copy) - 1;
 
-	if (copy && LOAD(*handled) == address && (LOAD(*busy) & earlier) != earlier) {
-		if (copy == last)
-			STORE(*handled, 0);
+	if (copy && LOAD(*done) == address && (LOAD(here->complete_busy) & earlier) != earlier) {
+		if (copy == COMPLETE_LAST)
+			STORE(*done, 0);
 		return 0;
 	}
 	return 1;
 }
 
-static __always_inline void issue(struct request *rq, __u64 address, __u32 copy, struct volume *v,
-				  struct counters *here, __u32 op)
+static __always_inline void issue(struct request *rq, __u64 address, struct volume *v, struct counters *here, __u32 op)
 {
 	__u32 zero = 0, bytes, failed = 0, cpu = bpf_get_smp_processor_id();
 	struct control *c;
@@ -736,13 +734,12 @@ static __always_inline void issue(struct request *rq, __u64 address, __u32 copy,
 		struct ranges w = { .bio = bio, .volume = v, .flags = RECORD_FIRST };
 
 		w.kind = op == REQ_OP_WRITE_ZEROES ? KIND_ZEROES : KIND_DISCARD;
-		w.lane = cpu * LANES_PER_CPU + copy;
+		w.lane = cpu;
 		bpf_loop(BIOS_MAX, range_step, &w, 0);
 		failed = w.failed;
 		COUNT(here->zero_writes, 1);
 	} else {
-		__u32 key = cpu * LANES_PER_CPU + copy;
-		struct walk *w = bpf_map_lookup_elem(&walks, &key);
+		struct walk *w = bpf_map_lookup_elem(&walks, &cpu);
 		struct copying copying = { .walk = w };
 
 		if (w) {
@@ -753,7 +750,7 @@ static __always_inline void issue(struct request *rq, __u64 address, __u32 copy,
 			w->sector = rq->__sector;
 			w->left = bytes;
 			w->volume = v->index;
-			w->lane = key;
+			w->lane = cpu;
 			w->flags = RECORD_FIRST;
 			w->failed = 0;
 			w->here = 0;
@@ -780,44 +777,22 @@ static __always_inline void issue(struct request *rq, __u64 address, __u32 copy,
 	}
 }
 
-static __always_inline int issue_copy(struct request *rq, __u32 copy)
+SEC("tp_btf/block_rq_issue")
+int BPF_PROG(on_issue, struct request *rq)
 {
 	__u32 op = rq->cmd_flags & 0xff;
 	struct counters *here;
 	struct volume *v;
-	__u64 address;
 
 	if (!(op & 1)) /* a read or a flush */
-		return 0;
-	here = counters_here();
-	if (!here) /* missed: completion will not find it */
-		return 0;
-	address = address_of(rq, here, ADDRESS_ISSUE + copy);
-	if (!ours(address, &here->issue_handled, &here->issue_busy, copy, ISSUE_LAST))
 		return 0;
 	v = volume_of(rq);
 	if (!v)
 		return 0;
-	STORE(here->issue_handled, 0);
-	STORE(here->issue_busy, LOAD(here->issue_busy) | 1ULL << copy);
-	issue(rq, address, copy, v, here, op);
-	if (copy)
-		COUNT(here->rescued, 1);
-	STORE(here->issue_busy, LOAD(here->issue_busy) & ~(1ULL << copy));
-	STORE(here->issue_handled, copy == ISSUE_LAST ? 0 : address);
+	here = counters_here();
+	if (here) /* else missed: completion will not find it */
+		issue(rq, address_of(rq, here, ADDRESS_ISSUE), v, here, op);
 	return 0;
-}
-
-SEC("tp_btf/block_rq_issue")
-int BPF_PROG(on_issue_0, struct request *rq)
-{
-	return issue_copy(rq, 0);
-}
-
-SEC("tp_btf/block_rq_issue")
-int BPF_PROG(on_issue_1, struct request *rq)
-{
-	return issue_copy(rq, 1);
 }
 
 /* A request goes back to be issued again: what was captured of it may not be what will be written. */
@@ -914,11 +889,13 @@ static __always_inline int complete_copy(struct request *rq, int error, unsigned
 		return 0;
 	}
 	address = address_of(rq, here, ADDRESS_COMPLETE + copy);
-	if (!ours(address, &here->complete_handled, &here->complete_busy, copy, COMPLETE_LAST))
+	if (!ours(address, here, &here->complete_handled, copy) || !ours(address, here, &here->complete_passed, copy))
 		return 0;
 	v = volume_of(rq);
-	if (!v)
+	if (!v) { /* apart from the other word, which an interrupt with such a request would spoil */
+		STORE(here->complete_passed, address);
 		return 0;
+	}
 	STORE(here->complete_handled, 0);
 	if ((LOAD(here->complete_busy) & others) == others)
 		COUNT(here->deep, 1);

@@ -23,7 +23,7 @@ pub use device::Device;
 pub use disk::{Buffer, DirectDisks, Disk, Read, ReadDone};
 pub use disks::{DeviceName, DeviceNameError, Disks, FoundDisk, Identity, Resolved, Sameness};
 pub use error::CaptureError;
-pub use kernel::{Keep, KernelTap, KernelTapOptions, OBJECT, Resumed, detach};
+pub use kernel::{Keep, KernelTap, KernelTapOptions, OBJECT, Resumed, detach, give_way};
 pub use scan::{SCAN_BYTES_PER_STEP, ScanSource};
 pub use source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
 pub use tap::{LossReason, Record, RecordKind, RingPosition, Tap, TapCounters, VolumeIndex};

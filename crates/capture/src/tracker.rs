@@ -160,7 +160,9 @@ pub struct Tracker<T, D> {
     /// By volume.
     unseen: Vec<Option<Unseen>>,
     looked_at: UnixNanos,
-    /// The count of writes at the last look that found all well.
+    /// The count of writes at the last look.
+    seen_writes: u64,
+    /// And at the last that found all well and nothing under way.
     looked_writes: u64,
     /// Since when there are writes outside a volume's known size.
     outgrown: Option<UnixNanos>,
@@ -190,6 +192,7 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             disk,
             unseen: vec![None; volumes.len()],
             looked_at: UnixNanos(0),
+            seen_writes: u64::MAX,
             looked_writes: u64::MAX,
             volumes,
             limits,
@@ -322,7 +325,10 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         }
         self.looked_at = now;
         self.tap.mend_stale();
-        let mut well = !self.tap.missed_in_flight();
+        // While writes go on, some are always in flight; to look through all of them takes a while.
+        let quiet = writes == self.seen_writes;
+        self.seen_writes = writes;
+        let mut well = !(quiet && self.tap.missed_in_flight());
         for volume in self.indices() {
             let sectors = self.tap.unseen(volume);
             let mended = self.tap.mended(volume);
@@ -340,10 +346,10 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             }
             well &= sectors == 0;
         }
-        if well {
-            self.looked_writes = writes;
-        } else {
+        if !well {
             self.tap.note_stale();
+        } else if quiet {
+            self.looked_writes = writes;
         }
     }
 

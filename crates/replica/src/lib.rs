@@ -58,5 +58,5 @@ pub use recover::{DamagedLayer, OpenReport};
 pub use retention::{Retention, SPACE_WARNING_PERCENT};
 pub use scrub::{Finding, ScrubProgress, ScrubReport};
 pub use thin::{Maintained, Space};
-pub use verify::{LayerFindings, Report, verify};
+pub use verify::{LayerFindings, Report, Unusable, verify};
 pub use view::View;

@@ -432,7 +432,7 @@ impl GroupReplica {
         let many = bad.is_too_many() || listed.len() > BLOCKS_TRACED_MAX;
         let mut from = if many { Epoch::NONE } else { Epoch(u64::MAX) };
         for block in listed.take(BLOCKS_TRACED_MAX) {
-            from = from.min(self.last_write(volume, block)?);
+            from = from.min(self.last_write(volume, size, block)?);
         }
         let shared = self.core.shared.read();
         let problem = match bad.is_too_many() {
@@ -448,9 +448,9 @@ impl GroupReplica {
     }
 
     /// The epoch before which all of a block's old content is in layers; 0 when some of it is in none.
-    fn last_write(&self, volume: VolumeId, block: u64) -> Result<Epoch, ReplicaError> {
+    fn last_write(&self, volume: VolumeId, size: ByteCount, block: u64) -> Result<Epoch, ReplicaError> {
         let layers: Vec<Arc<Layer>> = self.core.shared.read().layers.iter().rev().cloned().collect();
-        let sectors = block * BLOCK_SECTORS..(block + 1) * BLOCK_SECTORS;
+        let sectors = block * BLOCK_SECTORS..((block + 1) * BLOCK_SECTORS).min(size.0 / SECTOR_BYTES);
         // What is not in the layers seen so far.
         let mut left: BTreeSet<u64> = sectors.clone().collect();
         for layer in layers {

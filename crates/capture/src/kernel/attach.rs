@@ -37,13 +37,12 @@ pub const OBJECT: &[u8] =
 const COMPLETION_PROGRAMS: [&str; 3] = ["on_complete_0", "on_complete_1", "on_complete_2"];
 /// Programs and their tracepoints, in the order of attaching. Completion first: a write that is seen completing but was
 /// not seen issuing is a missed one (R2); the other way round its slot would wait for a completion that has passed.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("on_complete_0", "block_rq_complete"),
     ("on_complete_1", "block_rq_complete"),
     ("on_complete_2", "block_rq_complete"),
     ("on_requeue", "block_rq_requeue"),
-    ("on_issue_0", "block_rq_issue"),
-    ("on_issue_1", "block_rq_issue"),
+    ("on_issue", "block_rq_issue"),
 ];
 /// Where the programs are attached.
 pub(crate) fn tracepoints() -> impl Iterator<Item = &'static str> {
@@ -368,7 +367,7 @@ impl Loaded {
             .map_max_entries("granules", words as u32)
             .map_max_entries("touched", words as u32)
             .map_max_entries("counters", possible_cpus()? as u32)
-            .map_max_entries("walks", possible_cpus()? as u32 * layout::LANES_PER_CPU)
+            .map_max_entries("walks", possible_cpus()? as u32)
             .map_max_entries("ended", (possible_cpus()? * layout::VOLUMES_MAX) as u32)
             .load(OBJECT)
             .map_err(|error| CaptureError::kernel("create maps and relocate", &error))?;

@@ -7,13 +7,11 @@ use block::{ByteCount, Extent, Sector};
 use crate::tap::{Record, RecordKind, VolumeIndex};
 
 /// Grows when any of this changes, so that what another version has left pinned is not misread.
-pub(super) const LAYOUT: u64 = 3;
+pub(super) const LAYOUT: u64 = 4;
 /// Volumes of one group; more are refused.
 pub(super) const VOLUMES_MAX: usize = 64;
 /// CPUs of a machine; on one with more, capture is refused.
 pub(super) const CPUS_MAX: usize = 8192;
-/// Copies of the issue program, each of which has a walk and a lane on every CPU.
-pub(super) const LANES_PER_CPU: u32 = 2;
 /// Buckets of requests in flight.
 pub(super) const BUCKETS: usize = 8192;
 pub(super) const SLOT_MISSED: u64 = 2;
@@ -151,10 +149,10 @@ pub(super) struct Counters {
     pub(super) unseen: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) lost: AtomicU64,
-    pub(super) issue_handled: AtomicU64,
     pub(super) complete_handled: AtomicU64,
-    pub(super) issue_busy: AtomicU64,
+    pub(super) complete_passed: AtomicU64,
     pub(super) complete_busy: AtomicU64,
+    reserved0: u64,
     pub(super) rescued: AtomicU64,
     pub(super) deep: AtomicU64,
     address: [AtomicU64; 8],

@@ -36,6 +36,7 @@ use skipped::Skipped;
 pub use attach::OBJECT;
 pub(crate) use attach::{RING_BYTES_MAX, tracepoints};
 pub use pins::detach;
+pub use sys::give_way;
 
 /// How the tap is set up.
 #[derive(Clone, Debug)]

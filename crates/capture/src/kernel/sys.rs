@@ -1,6 +1,6 @@
-//! The few bpf system calls for which there is no safe wrapper.
+//! The few system calls for which there is no safe wrapper.
 
-#![expect(unsafe_code, reason = "the bpf system call takes a structure of its own for each command")]
+#![expect(unsafe_code, reason = "bare system calls; bpf takes a structure of its own for each command")]
 
 use std::ffi::CString;
 use std::io;
@@ -13,6 +13,20 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
+
+/// The calling thread no longer cuts in on others when it wakes: it works in batches (SCHED_BATCH, sched(7)), and the ring holds
+/// what comes meanwhile. For the thread that follows the disks, which shares the processors with who writes.
+///
+/// # Errors
+/// When the kernel refuses; the thread goes on as it was.
+pub fn give_way() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: a valid structure; 0 is the calling thread.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
 
 /// `struct bpf_prog_info` up to and with `recursion_misses` (include/uapi/linux/bpf.h; since 5.12).
 const INFO_BYTES: usize = 216;

@@ -271,3 +271,53 @@ fn a_crash_while_checksums_are_written_accuses_nobody() {
         }
     }
 }
+
+/// The verdict on each point, without opening the replica, against what a view of it gives: no point is accused that is right, and none
+/// that is wrong is passed, wherever a bit flips.
+#[test]
+fn offline_verdicts_are_those_of_views() {
+    let mut spared = 0;
+    for seed in 0..60 {
+        let storage = CrashStorage::new();
+        let (replica, mut model, mut steps) = filled(&storage, 6 + seed % 5);
+        scrub(&replica);
+        // What was written after the checksums is not known; nothing of it may be accused.
+        for _ in 0..seed % 3 {
+            model.step(&steps.step(Consistency::Crash, &SECTORS, 4, 20)).apply(&replica).unwrap();
+        }
+        let floor = replica.points()[0].epoch;
+        drop(replica);
+        let sound = verify(&storage, &dir()).unwrap();
+        assert_eq!((sound.problems.len(), sound.unusable.len()), (0, 0), "seed {seed}: {sound:?}");
+        let path = match seed % 4 {
+            0 => layers_dir(&dir()).join(crate::layer::file_name(Epoch(2), Epoch(3))),
+            other => image_path(&dir(), volume_id(usize::from(other == 1))),
+        };
+        let length = storage.open(&path, OpenMode::Read).unwrap().len().unwrap();
+        flip(&storage, &path, seed * 7919 % length);
+        let report = verify(&storage, &dir()).unwrap();
+        let (replica, _) = match open(&storage, 1000) {
+            Ok(opened) => opened,
+            Err(error) => panic!("seed {seed}: {error}"),
+        };
+        // From then on a view refuses what is damaged; of a block it cannot tell which byte is.
+        scrub(&replica);
+        for (epoch, (_, images)) in model.points.iter().filter(|(epoch, _)| **epoch >= floor) {
+            assert!(report.is_point(*epoch) || seed % 4 == 0, "seed {seed}, point {epoch}");
+            for (volume, image) in images.iter().enumerate() {
+                let id = volume_id(volume);
+                let right = replica.view(id, *epoch).is_ok_and(|view| {
+                    let mut found = vec![0; view.size().0 as usize];
+                    view.read_at(&mut found, ByteOffset(0)).is_ok() && found == *image
+                });
+                let accused: Vec<&str> = report.wrong_at(*epoch, Some(id)).collect();
+                // A layer of which a point reads nothing that is damaged still counts as damaged for it.
+                let layer = seed % 4 == 0 && *epoch <= Epoch(3);
+                assert!(right || !accused.is_empty() || seed % 3 > 0, "seed {seed}, point {epoch}: passed");
+                assert!(!right || accused.is_empty() || layer, "seed {seed}, point {epoch}: {accused:?}");
+                spared += u32::from(right && !report.unusable.is_empty());
+            }
+        }
+    }
+    assert!(spared > 100, "damage that spares no point shows nothing: {spared}");
+}
