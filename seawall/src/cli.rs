@@ -81,6 +81,8 @@ pub(crate) enum Command {
         /// What to do, JSON
         task: String,
     },
+    /// Make volumes what they were at a point, for good if it is committed
+    Failover(crate::failover::FailoverOptions),
     /// Start a machine on a recovery point, in QEMU
     Boot(BootOptions),
     /// Show and prove everything on this machine, and leave nothing behind
@@ -103,6 +105,7 @@ impl Command {
             Command::Unpin(options) => options.json,
             Command::Scrub(options) => options.json,
             Command::Verify(options) => options.json,
+            Command::Failover(options) => options.json(),
             Command::Demo(options) => options.json,
             Command::Init(_) | Command::Run(_) | Command::FilesInside { .. } | Command::Boot(_) => false,
         }

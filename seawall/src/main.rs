@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod demo;
 mod export;
+mod failover;
 mod files;
 mod init;
 mod libvirt;
@@ -73,6 +74,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Verify(options) => return verify::run(&options),
             Command::Restore(options) => restore::run(&options).await?,
             Command::Export(options) => export::run(&options).await?,
+            Command::Failover(options) => failover::run(&options).await?,
             Command::Boot(options) => return boot::run(&options).await,
             Command::Files(options) => files::run(&options).await?,
             Command::FilesInside { task } => {

@@ -18,7 +18,7 @@ use std::time::Instant;
 use block::{ByteCount, Epoch, Generation};
 use bytes::Bytes;
 use changeset::{Changeset, Opener, SEALED_BYTES_MAX};
-use replica::GroupReplica;
+use replica::{GroupReplica, ReplicaError};
 use tokio::sync::{mpsc, oneshot};
 use wire::{Answerer, Held, Incoming, Receiver, RefusalCode, Role};
 
@@ -78,6 +78,9 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver, sender: &str) ->
     if let Some(reason) = replica.poisoned() {
         let message = format!("deliver for group {}: its replica is poisoned: {reason}", group.id);
         return Err(Refusal::new(RefusalCode::Failed, message));
+    }
+    if let Some((failover, _)) = replica.failover() {
+        return Err(ReplicaError::FailoverPending { group: group.id, point: failover.point }.into());
     }
     let generation = receiver.generation();
     let (followed, applied) = replica.applied();

@@ -153,6 +153,9 @@ impl Group {
         if replica.poisoned().is_some() {
             return StateCode::StoreFailed;
         }
+        if replica.failover().is_some() {
+            return StateCode::FailedOver;
+        }
         let delivery = self.delivery.lock();
         match (delivery.trouble, &delivery.sender, newest) {
             (Some(trouble), ..) => trouble,
@@ -171,6 +174,7 @@ impl Group {
             volumes: Vec::new(),
             applied: Epoch::NONE,
             applied_cut_time: UnixNanos(0),
+            failover: None,
             newest_point: None,
             oldest_point: None,
             points: 0,
@@ -198,6 +202,7 @@ impl Group {
         status.applied = applied;
         status.applied_cut_time = replica.applied_cut_time().unwrap_or_default();
         status.volumes = replica.volumes().into_iter().map(|volume| summary(&volume.info)).collect();
+        status.failover = crate::failover::info(replica);
         status.newest_point = points.newest.as_ref().map(point_info);
         status.oldest_point = points.oldest.as_ref().map(point_info);
         status.points = points.count;

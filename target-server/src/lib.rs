@@ -7,6 +7,7 @@ mod compare;
 mod config;
 mod delivery;
 mod export;
+mod failover;
 mod fleet;
 mod group;
 mod hash_view;

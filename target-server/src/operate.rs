@@ -19,7 +19,7 @@ use crate::hash_view::hash_view;
 use crate::refusal::Refusal;
 use crate::retain;
 use crate::server::Server;
-use crate::{ViewHash, export};
+use crate::{ViewHash, export, failover};
 
 /// Bytes of a view read at once.
 pub const VIEW_CHUNK_BYTES: ByteCount = ByteCount::mib(1);
@@ -83,6 +83,7 @@ async fn answer(server: &Arc<Server>, operation: Operation) -> Result<(), WireEr
         OperatorRequest::Pin { .. } | OperatorRequest::Unpin { .. } | OperatorRequest::DeletePoint { .. } => {
             retain::change(server, operation, request).await
         }
+        OperatorRequest::Failover { group, step } => failover::serve(server, operation, group, step).await,
         OperatorRequest::Scrub { group, volume } => retain::scrub(server, operation, group, volume).await,
     }
 }

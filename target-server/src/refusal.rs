@@ -39,6 +39,11 @@ impl From<ReplicaError> for Refusal {
         let (code, state) = match &error {
             ReplicaError::WrongGroup { .. } => (RefusalCode::WrongGroup, None),
             ReplicaError::WrongGeneration { .. } => (RefusalCode::Generation, None),
+            // It may be cancelled, so the sender asks again.
+            ReplicaError::FailoverPending { .. } => (RefusalCode::Busy, Some(StateCode::FailedOver)),
+            ReplicaError::NoFailover { .. } | ReplicaError::NotNewer { .. } | ReplicaError::InUse { .. } => {
+                (RefusalCode::BadRequest, None)
+            }
             ReplicaError::Replayed { .. } => (RefusalCode::Replayed, None),
             ReplicaError::Gap { .. } => (RefusalCode::Gap, Some(StateCode::Gap)),
             ReplicaError::Volume { problem: VolumeProblem::DeviceTooSmall { .. }, .. } => {

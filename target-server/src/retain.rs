@@ -55,13 +55,16 @@ pub(crate) fn points(server: &Server, only: Option<GroupId>) -> Result<PointsRep
     Ok(PointsReply { groups })
 }
 
-fn replica_of(server: &Server, group: GroupId) -> Result<(Arc<Group>, Arc<GroupReplica>), Refusal> {
+pub(crate) fn replica_of(
+    server: &Server,
+    group: GroupId,
+) -> Result<(Arc<Group>, Arc<GroupReplica>), Refusal> {
     let group = server.group(group).ok_or_else(|| unknown(group))?;
     let replica = group.replica()?.clone();
     Ok((group.clone(), replica))
 }
 
-fn epoch_of(replica: &GroupReplica, selector: PointSelector) -> Result<block::Epoch, Refusal> {
+pub(crate) fn epoch_of(replica: &GroupReplica, selector: PointSelector) -> Result<block::Epoch, Refusal> {
     match selector {
         PointSelector::Epoch(epoch) => Ok(epoch),
         PointSelector::Latest => replica.points_summary().newest.map(|point| point.epoch).ok_or_else(|| {

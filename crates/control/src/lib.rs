@@ -5,6 +5,7 @@
 
 mod agent;
 mod export;
+mod failover;
 pub mod fleet;
 mod request;
 mod retain;
@@ -18,6 +19,7 @@ pub use export::{
     ExportInfo, ExportPlace, ExportRequest, ExportsReply, VIEW_HASH_BYTES, VIEW_HASH_UNIT, VIEW_RANGES_MAX,
     ViewRange,
 };
+pub use failover::{FailoverInfo, FailoverReply, FailoverStep};
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
 pub use retain::{DamagedRange, DeleteReply, PinInfo, PinReply, ScrubFinding, ScrubProgressInfo, ScrubReply};
 pub use state::{Severity, StateCode};

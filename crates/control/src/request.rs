@@ -4,7 +4,7 @@ use std::str::FromStr;
 use block::{ByteCount, Consistency, Epoch, Generation, GroupId, Label, PointNote, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportRequest, PinInfo, ViewRange, VolumeSummary};
+use crate::{ExportRequest, FailoverStep, PinInfo, ViewRange, VolumeSummary};
 
 /// What an operator asks of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,13 @@ pub enum OperatorRequest {
         /// The image of this volume only, and all undo layers.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         volume: Option<VolumeId>,
+    },
+    /// A step of failing a group over; the answer is a [`crate::FailoverReply`].
+    Failover {
+        /// Which group.
+        group: GroupId,
+        /// What to do.
+        step: FailoverStep,
     },
 }
 
@@ -285,6 +292,17 @@ mod tests {
             (
                 OperatorRequest::Scrub { group, volume: Some(volume) },
                 format!(r#"{{"request":"scrub","group":"{group}","volume":"{volume}"}}"#),
+            ),
+            (
+                OperatorRequest::Failover {
+                    group,
+                    step: FailoverStep::Start(PointSelector::Epoch(Epoch(7))),
+                },
+                format!(r#"{{"request":"failover","group":"{group}","step":{{"start":"7"}}}}"#),
+            ),
+            (
+                OperatorRequest::Failover { group, step: FailoverStep::Cancel },
+                format!(r#"{{"request":"failover","group":"{group}","step":"cancel"}}"#),
             ),
         ];
         for (request, json) in cases {

@@ -146,6 +146,10 @@ states! {
     Misconfigured "misconfigured" Trouble
         "It cannot do what its configuration says."
         "Look at the last error and correct the configuration; `check-config` tests it."
+    /// Failed over, and not decided yet.
+    FailedOver "failed-over" Notice
+        "Its volumes are what they were at a chosen point, and nothing is taken from the source until that is committed or cancelled."
+        "Commit the failover, or cancel it."
     /// Stopping.
     Stopping "stopping" Notice
         "It was told to stop, and is finishing what it has begun."
@@ -188,7 +192,7 @@ mod tests {
         let codes: Vec<&str> = StateCode::ALL.iter().map(|state| state.code()).collect();
         let golden = "unknown starting waiting-for-agent initial-copy replicating catching-up resync capture-limited \
                       capture-failed source-failed unreachable unauthenticated unauthorised fenced version-mismatch \
-                      cache-full target-full store-failed corrupt gap superseded behind misconfigured stopping";
+                      cache-full target-full store-failed corrupt gap superseded behind misconfigured failed-over stopping";
         assert_eq!(codes.join(" "), golden);
         for state in StateCode::ALL {
             let json = serde_json::to_string(state).unwrap();

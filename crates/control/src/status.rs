@@ -3,7 +3,7 @@ use std::fmt;
 use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportInfo, PointInfo, StateCode};
+use crate::{ExportInfo, FailoverInfo, PointInfo, StateCode};
 
 /// How the writes of a volume are being captured now, from best to worst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -263,6 +263,9 @@ pub struct TargetGroup {
     pub applied: Epoch,
     /// When its cut was taken, by the source's clock.
     pub applied_cut_time: UnixNanos,
+    /// Failed over, and neither committed nor cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<FailoverInfo>,
     /// The newest recovery point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_point: Option<PointInfo>,
@@ -376,6 +379,7 @@ mod tests {
             volumes: vec![summary()],
             applied: Epoch(4),
             applied_cut_time: UnixNanos(1),
+            failover: None,
             newest_point: Some(point),
             oldest_point: None,
             points: 1,

@@ -31,6 +31,44 @@ pub enum ReplicaError {
         /// The changeset's.
         epoch: Epoch,
     },
+    /// A failover is neither committed nor cancelled.
+    #[error(
+        "the replica of {group:?} has been failed over to point {point}, which is neither committed nor cancelled: commit or \
+         cancel it first"
+    )]
+    FailoverPending {
+        /// The group.
+        group: GroupId,
+        /// The point that was chosen.
+        point: Epoch,
+    },
+    /// There is no failover to commit or to cancel.
+    #[error("the replica of {group:?} has no failover that is pending; nothing to commit or to cancel")]
+    NoFailover {
+        /// The group.
+        group: GroupId,
+    },
+    /// A failover needs a newer generation.
+    #[error(
+        "fail the replica of {group:?} over to generation {asked}: it has to be newer than the one that the replica follows{}",
+        known.map(|known| format!(", {known}")).unwrap_or_default()
+    )]
+    NotNewer {
+        /// The group.
+        group: GroupId,
+        /// The replica's.
+        known: Option<Generation>,
+        /// The one that was asked for.
+        asked: Generation,
+    },
+    /// Somebody looks at a point that would go.
+    #[error("point {epoch} of {group:?} is being read or exported; end that first")]
+    InUse {
+        /// The group.
+        group: GroupId,
+        /// The point.
+        epoch: Epoch,
+    },
     /// The epoch is applied already.
     #[error("apply epoch {epoch} to the replica of {group:?}, which holds epoch {applied}: replayed")]
     Replayed {

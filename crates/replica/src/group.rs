@@ -70,7 +70,7 @@ pub(crate) struct Writer {
     pub(crate) state_file: StateFile,
     scratch: Scratch,
     /// A layer that is in the list and whose epoch is to be taken back.
-    unfinished: Option<Arc<Layer>>,
+    pub(crate) unfinished: Option<Arc<Layer>>,
     /// Layer files to remove once the floor is past them.
     leftovers: Vec<(Epoch, PathBuf)>,
     /// An apply is under way; found set at the start of one, the one before did not end.
@@ -199,12 +199,24 @@ impl GroupReplica {
 
     pub(crate) fn apply_delta(&self, delta: &Delta<'_>) -> Result<Applied, ReplicaError> {
         let mut writer = self.writer.lock();
+        if let Some(failover) = writer.state.failover {
+            return Err(ReplicaError::FailoverPending { group: self.core.group, point: failover.point });
+        }
+        self.apply_to(&mut writer, delta)
+    }
+
+    /// The same while a failover is pending, by whoever does that.
+    pub(crate) fn apply_own(&self, delta: &Delta<'_>) -> Result<Applied, ReplicaError> {
+        self.apply_to(&mut self.writer.lock(), delta)
+    }
+
+    fn apply_to(&self, writer: &mut Writer, delta: &Delta<'_>) -> Result<Applied, ReplicaError> {
         if writer.busy {
             self.core.poison("applying an epoch ended half-way".to_owned());
         }
         self.core.check_poison()?;
         writer.busy = true;
-        let applied = self.apply_locked(&mut writer, delta);
+        let applied = self.apply_locked(writer, delta);
         writer.busy = false;
         if let Err(error @ (ReplicaError::Io { .. } | ReplicaError::Corrupt { .. })) = &applied {
             self.core.poison(error.to_string());
@@ -436,7 +448,7 @@ impl GroupReplica {
     }
 
     fn floor_after(&self, before: &State, delta: &Delta<'_>) -> Epoch {
-        if !delta.stamp.consistency.is_point() {
+        if !delta.stamp.consistency.is_point() || before.failover.is_some() {
             return before.floor;
         }
         let retention = &self.options.retention;
@@ -495,7 +507,7 @@ impl GroupReplica {
     }
 
     /// Takes back an epoch that found no space half-way.
-    fn roll_back_unfinished(&self, writer: &mut Writer) -> Result<(), ReplicaError> {
+    pub(crate) fn roll_back_unfinished(&self, writer: &mut Writer) -> Result<(), ReplicaError> {
         let Some(layer) = &writer.unfinished else {
             return Ok(());
         };

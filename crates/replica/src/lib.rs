@@ -21,6 +21,7 @@ mod bytes;
 mod catalogue;
 mod delta;
 mod error;
+mod failover;
 mod group;
 mod image;
 mod layer;
@@ -47,6 +48,7 @@ mod verify;
 mod view;
 
 pub use error::{ReplicaError, VolumeProblem};
+pub use failover::{FailedOver, Failover};
 pub use group::{Applied, GroupReplica, Options};
 pub use image::Place;
 pub use limits::*;

@@ -44,6 +44,8 @@ pub const MERGE_SYNC_BYTES: ByteCount = ByteCount::mib(16);
 pub const POINTS_MAX: usize = 262_144;
 /// Epochs applied since checksums of images were last brought up to date, after which that is done again.
 pub const CHECKSUM_EPOCHS: u64 = 16;
+/// Put back by one epoch of a failover, and held in memory meanwhile.
+pub const FAILOVER_EPOCH_BYTES: ByteCount = ByteCount(small_in_tests(64 << 20, 8 << 10) as u64);
 /// Read at once of an image that is scrubbed.
 pub const SCRUB_CHUNK_BYTES: ByteCount = ByteCount::mib(1);
 /// Damaged blocks of one image that are listed. Where there are more, all behind them count as damaged.

@@ -132,6 +132,7 @@ pub(crate) fn open(
     };
     let mut shared = Shared {
         generation: state.generation,
+        failover: state.failover,
         applied: state.applied,
         cut_time: state.cut_time,
         floor: state.floor,
@@ -354,7 +355,8 @@ fn find_spans(
 pub(crate) fn check_layer(layer: &Layer, state: &State, back: Epoch, epoch: Epoch) -> Result<(), String> {
     let meta = &layer.header.meta;
     let found = (meta.epoch, layer.back());
-    if meta.group != state.group || Some(meta.generation) != state.generation || found != (epoch, back) {
+    // Generations follow one another in one history, whose epochs are numbered through.
+    if meta.group != state.group || Some(meta.generation) > state.generation || found != (epoch, back) {
         return Err(format!(
             "it is the layer from epoch {} back to {} of generation {} of {:?}",
             meta.epoch,

@@ -198,7 +198,14 @@ impl GroupReplica {
     /// do.
     pub(crate) fn update_checksums(&self, now: bool, pace: &Pace) -> Result<bool, ReplicaError> {
         let mut checksums = self.core.checksums.lock();
-        let applied = self.core.shared.read().applied;
+        let (applied, failover) = {
+            let shared = self.core.shared.read();
+            (shared.applied, shared.failover)
+        };
+        // They must not be as of an epoch that cancelling takes back.
+        if failover.is_some() {
+            return Ok(false);
+        }
         let behind = checksums.record.as_ref().map_or(u64::MAX, |record| applied.0.abs_diff(record.epoch.0));
         if !now && behind < CHECKSUM_EPOCHS {
             return Ok(false);
@@ -225,6 +232,9 @@ impl GroupReplica {
         let mut report = ScrubReport::default();
         let (layers, volumes) = {
             let shared = self.core.shared.read();
+            if let Some(failover) = shared.failover {
+                return Err(ReplicaError::FailoverPending { group: self.core.group, point: failover.point });
+            }
             // Nothing reads the data of layers that lead back past the oldest point, but they are the store's all the same.
             let layers: Vec<Arc<Layer>> =
                 shared.layers.iter().filter(|layer| layer.epoch() <= shared.applied).cloned().collect();

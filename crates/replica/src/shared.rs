@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::bad::{self, BadByVolume};
 use crate::error::Context;
+use crate::failover::Failover;
 use crate::image::Image;
 use crate::layer::Layer;
 use crate::pins::Pin;
@@ -54,6 +55,8 @@ pub(crate) struct Core {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) generation: Option<Generation>,
+    /// Neither committed nor cancelled.
+    pub(crate) failover: Option<Failover>,
     pub(crate) applied: Epoch,
     pub(crate) cut_time: UnixNanos,
     pub(crate) floor: Epoch,

@@ -8,14 +8,17 @@ use changeset::{NAME_BYTES_MAX, VOLUMES_MAX, VolumeInfo};
 use durable::{RECORD_PAYLOAD_BYTES_MAX, RecordError, RecordFile, Storage};
 
 use crate::bytes::{get, get_u16, get_u32, get_u64, put};
+use crate::failover::Failover;
 use crate::image::Place;
 use crate::{ReplicaError, layer};
 
 pub(crate) const FILE_NAME: &str = "state";
 const MAGIC: [u8; 8] = *b"SEAWREPL";
-/// 1: the first.
-const VERSION: u32 = 1;
-const HEAD_BYTES: usize = 80;
+/// 1: the first. 2: a failover that is pending.
+const VERSION: u32 = 2;
+/// Of version 1.
+const HEAD_BYTES_1: usize = 80;
+const HEAD_BYTES: usize = 104;
 /// Of a volume, before its name.
 const VOLUME_BYTES: usize = 32;
 const CRC_BYTES: usize = 4;
@@ -37,6 +40,8 @@ pub(crate) struct State {
     pub(crate) cut_time: UnixNanos,
     /// Of the applied epoch.
     pub(crate) consistency: Consistency,
+    /// Neither committed nor cancelled.
+    pub(crate) failover: Option<Failover>,
     /// Every volume that has an image, in the order they first came.
     pub(crate) volumes: Vec<VolumeState>,
 }
@@ -56,6 +61,7 @@ impl State {
             floor: Epoch::NONE,
             cut_time: UnixNanos(0),
             consistency: Consistency::None,
+            failover: None,
             volumes: Vec::new(),
         }
     }
@@ -71,6 +77,13 @@ impl State {
         }
         if self.generation.is_none() && self.applied > Epoch::NONE {
             return Err(format!("epoch {} is applied without a generation", self.applied));
+        }
+        if let Some(Failover { point, from, ended }) = self.failover
+            && (point < self.floor || point > ended || ended > self.applied || Some(from) >= self.generation)
+        {
+            return Err(format!(
+                "a failover to point {point}, from generation {from} that ended at {ended}, is none of this history"
+            ));
         }
         layer::check_volumes(self.volumes.iter().map(|volume| &volume.info))?;
         match self.length() {
@@ -101,6 +114,12 @@ impl State {
         put(&mut bytes, 56, &self.cut_time.0.to_le_bytes());
         bytes[64] = self.consistency as u8;
         bytes[65] = u8::from(self.generation.is_some());
+        if let Some(Failover { point, from, ended }) = self.failover {
+            bytes[66] = 1;
+            put(&mut bytes, 80, &point.0.to_le_bytes());
+            put(&mut bytes, 88, &from.0.to_le_bytes());
+            put(&mut bytes, 96, &ended.0.to_le_bytes());
+        }
         let mut at = HEAD_BYTES;
         for VolumeState { info, place } in &self.volumes {
             put(&mut bytes, at, &info.id.0);
@@ -117,18 +136,22 @@ impl State {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<State, String> {
-        if bytes.len() < HEAD_BYTES + CRC_BYTES {
+        if bytes.len() < HEAD_BYTES_1 + CRC_BYTES {
             return Err(format!("{} bytes are too short for a replica's state", bytes.len()));
         }
         if bytes[..8] != MAGIC {
             return Err("not a replica's state (wrong magic)".to_owned());
         }
         let version = get_u32(bytes, 8);
-        if version != VERSION {
-            return Err(format!(
-                "state version {version} is not known; this program reads version {VERSION}"
-            ));
-        }
+        let head = match version {
+            1 => HEAD_BYTES_1,
+            VERSION => HEAD_BYTES,
+            _ => {
+                return Err(format!(
+                    "state version {version} is not known; this program reads versions 1 to {VERSION}"
+                ));
+            }
+        };
         let body = bytes.len() - CRC_BYTES;
         if crc32c::crc32c(&bytes[..body]) != get_u32(bytes, body) {
             return Err("checksum does not match (damaged)".to_owned());
@@ -144,7 +167,18 @@ impl State {
         };
         let consistency = Consistency::from_byte(bytes[64])
             .ok_or_else(|| format!("consistency {} means nothing", bytes[64]))?;
-        let mut rest = &bytes[HEAD_BYTES..body];
+        let Some(mut rest) = bytes[..body].get(head..) else {
+            return Err(format!("{} bytes are too short for a replica's state", bytes.len()));
+        };
+        let failover = match bytes[66] {
+            0 => None,
+            1 if version > 1 => Some(Failover {
+                point: Epoch(get_u64(bytes, 80)),
+                from: Generation(get_u64(bytes, 88)),
+                ended: Epoch(get_u64(bytes, 96)),
+            }),
+            byte => return Err(format!("failover flag {byte} means nothing")),
+        };
         let mut volumes = Vec::with_capacity(count);
         for _ in 0..count {
             let short = || "cut short within the volumes".to_owned();
@@ -172,6 +206,7 @@ impl State {
             floor: Epoch(get_u64(bytes, 48)),
             cut_time: UnixNanos(get_u64(bytes, 56)),
             consistency,
+            failover,
             volumes,
         };
         state.check()?;
@@ -235,6 +270,7 @@ mod tests {
             floor: Epoch(9),
             cut_time: UnixNanos(0x0102_0304_0506_0708),
             consistency: Consistency::Filesystem,
+            failover: None,
             volumes: vec![VolumeState {
                 info: VolumeInfo {
                     id: VolumeId([0x22; 16]),
@@ -250,24 +286,42 @@ mod tests {
     /// The bytes of docs/formats/replica-state.md. A change here breaks every replica there is.
     #[test]
     fn golden_bytes() {
+        let golden = golden(1, &[0; 14], GOLDEN_CRC_1);
+        assert_eq!(State::decode(&golden).unwrap(), state());
+        let golden = golden_2();
+        let failover = Failover { point: Epoch(10), from: Generation(1), ended: Epoch(0x0a00) };
+        let state = State { failover: Some(failover), ..state() };
+        assert_eq!(state.encode(), golden);
+        assert_eq!(State::decode(&golden).unwrap(), state);
+    }
+
+    fn golden_2() -> Vec<u8> {
+        let mut more = vec![1];
+        more.resize(14, 0);
+        more.extend_from_slice(&[10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0]);
+        golden(2, &more, GOLDEN_CRC)
+    }
+
+    fn golden(version: u8, more: &[u8], crc: [u8; 4]) -> Vec<u8> {
         let mut golden = Vec::new();
         golden.extend_from_slice(b"SEAWREPL");
-        golden.extend_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0]);
+        golden.extend_from_slice(&[version, 0, 0, 0, 1, 0, 0, 0]);
         golden.extend_from_slice(&[0x11; 16]);
         golden.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&[0x0b, 0x0a, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&[8, 7, 6, 5, 4, 3, 2, 1]);
-        golden.extend_from_slice(&[2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend_from_slice(&[2, 1]);
+        golden.extend_from_slice(more);
         golden.extend_from_slice(&[0x22; 16]);
         golden.extend_from_slice(&[0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, 0, 3, 0]);
         golden.extend_from_slice(b"sda");
-        golden.extend_from_slice(&GOLDEN_CRC);
-        assert_eq!(state().encode(), golden);
-        assert_eq!(State::decode(&golden).unwrap(), state());
+        golden.extend_from_slice(&crc);
+        golden
     }
 
-    const GOLDEN_CRC: [u8; 4] = [0x8a, 0x0c, 0xb5, 0x74];
+    const GOLDEN_CRC_1: [u8; 4] = [0x8a, 0x0c, 0xb5, 0x74];
+    const GOLDEN_CRC: [u8; 4] = [231, 58, 78, 163];
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_refused() {
@@ -298,6 +352,8 @@ mod tests {
         assert!(with(54, 1).contains("oldest point"));
         assert!(with(64, 4).contains("consistency 4"));
         assert!(with(65, 0).contains("without a generation"));
+        assert!(with(66, 2).contains("failover flag 2"));
+        assert!(with(66, 1).contains("is none of this history"));
         assert!(with(12, 2).contains("cut short"));
         assert!(with(12, 0).contains("follow the volumes"));
         assert!(with(13, 255).contains("volumes, at most"));

@@ -104,6 +104,9 @@ impl GroupReplica {
     }
 
     fn maintain_once(&self, pace: &Pace) -> Result<Maintained, ReplicaError> {
+        if self.core.shared.read().failover.is_some() {
+            return Ok(Maintained::Nothing);
+        }
         if self.core.build_span(pace)? {
             return Ok(Maintained::Span);
         }
@@ -114,6 +117,10 @@ impl GroupReplica {
             return Ok(Maintained::Catalogue);
         }
         let _upkeep = self.core.upkeep.lock();
+        // Again, now that none can begin.
+        if self.core.shared.read().failover.is_some() {
+            return Ok(Maintained::Nothing);
+        }
         let expired = self.expire_pins()?;
         if !expired.is_empty() {
             return Ok(Maintained::Unpinned(expired));
@@ -148,6 +155,9 @@ impl GroupReplica {
             |problem: &str| Err(ReplicaError::PointStays { group, epoch, problem: problem.to_owned() });
         let (next, layers) = {
             let shared = self.core.shared.read();
+            if let Some(failover) = shared.failover {
+                return Err(ReplicaError::FailoverPending { group, point: failover.point });
+            }
             if shared.point(epoch).is_none() {
                 return Err(self.no_such_point(&shared, epoch));
             }

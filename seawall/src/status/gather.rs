@@ -336,6 +336,7 @@ pub(crate) mod tests {
             volumes: Vec::new(),
             applied: Epoch(7),
             applied_cut_time: ago(3),
+            failover: None,
             newest_point: Some(point(7, 3)),
             oldest_point: Some(point(2, 500)),
             points: 6,

@@ -2,6 +2,7 @@
 
 mod concurrent;
 mod crash;
+mod failover;
 mod faults;
 mod golden;
 mod model;

@@ -1,0 +1,65 @@
+//! Failing over, committing, cancelling, as operators ask.
+
+use std::sync::Arc;
+
+use block::{Generation, GroupId};
+use control::{FailoverInfo, FailoverReply, FailoverStep};
+use replica::{GroupReplica, Pace};
+use wire::{Operation, RefusalCode, WireError};
+
+use crate::group::point_info;
+use crate::operate::json;
+use crate::refusal::Refusal;
+use crate::retain::{epoch_of, replica_of};
+use crate::server::Server;
+
+pub(crate) fn info(replica: &GroupReplica) -> Option<FailoverInfo> {
+    let (failover, complete) = replica.failover()?;
+    Some(FailoverInfo { point: failover.point, from: failover.from, ended: failover.ended, complete })
+}
+
+/// Does a step. It goes on to its end when whoever asked has gone.
+pub(crate) async fn serve(
+    server: &Arc<Server>,
+    operation: Operation,
+    group: GroupId,
+    step: FailoverStep,
+) -> Result<(), WireError> {
+    tracing::warn!(peer = operation.address(), %group, ?step, "operator fails over");
+    let server = server.clone();
+    let answer = tokio::task::spawn_blocking(move || run(&server, group, step)).await;
+    match answer.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string()))) {
+        Ok(reply) => operation.reply(&json(&reply)).await,
+        Err(refusal) => {
+            tracing::warn!(%group, code = %refusal.code, "failover refused: {}", refusal.message);
+            operation.refuse(refusal.code, &refusal.message);
+            Ok(())
+        }
+    }
+}
+
+fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<FailoverReply, Refusal> {
+    let (_, replica) = replica_of(server, id)?;
+    let mut changed_bytes = Default::default();
+    match step {
+        FailoverStep::Start(point) => {
+            let point = epoch_of(&replica, point)?;
+            let generation = replica.applied().0.unwrap_or_default();
+            // One that was interrupted goes on in the generation that it has begun.
+            let next = match replica.failover() {
+                Some(_) => generation,
+                None => Generation(generation.0 + 1),
+            };
+            // People wait for this; nothing else is worth being slow for.
+            changed_bytes = replica.fail_over(point, next, &Pace::unbounded())?.changed;
+        }
+        FailoverStep::Commit => drop(replica.commit_failover()?),
+        FailoverStep::Cancel => drop(replica.cancel_failover()?),
+    }
+    Ok(FailoverReply {
+        group: id,
+        generation: replica.applied().0.unwrap_or_default(),
+        point: replica.points_summary().newest.as_ref().map(point_info),
+        changed_bytes,
+    })
+}
