@@ -1,29 +1,33 @@
 //! Asks the target, through the process server, whether its replica holds what a suspect granule of a disk holds.
 //!
-//! Retries: when the conversation ends, what is open is asked again in a new one, until it is answered. What the peers refuse
-//! for good is tried again at slow intervals; the suspects wait, and no point is offered meanwhile.
+//! Retries: when the conversation ends, what is open is asked again in a new one, until it is answered, as [`wire::Retry`]
+//! says; the suspects wait, and no point is offered meanwhile.
 //! Restarts of the source: each source has a place of its own; answers to questions of an earlier one are thrown away.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use block::{Epoch, Granule, UnixNanos, VolumeId};
 use bytes::Bytes;
 use capture::{Answer, Comparer, Question, Verdict, VolumeIndex};
-use changeset::{CompareAnswer, CompareQuestion, Conversation, Digester, GranuleDigest, GroupKey};
+use changeset::{
+    CompareAnswer, CompareQuestion, Conversation, DAMAGED_GRANULES_MAX, Digester, GranuleDigest, GroupKey,
+};
+use durable::fault_point;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use wire::{Comparison, Credentials, Purpose, Retry, Role, WireError};
+use wire::{
+    Comparison, Credentials, FailureClass, LiveCredentials, Peers, Purpose, Retry, Role, Turn, WireError,
+};
 
 use crate::config::AgentConfig;
 use crate::outbox::Outbox;
+use crate::resync::Resyncs;
 use crate::volumes::Volume;
 
 /// Questions that may be open: the target reads as far ahead, 16 MiB each.
 const QUESTIONS_MAX: usize = 32;
-/// The wait before a conversation that was refused for good is tried again.
-const REFUSED_WAIT: Duration = Duration::from_secs(60);
 
 /// A question on its way, with what the disk held.
 struct Open {
@@ -45,6 +49,8 @@ struct State {
 pub(crate) struct Comparisons {
     state: Mutex<State>,
     asked: Notify,
+    /// Says when what is suspect is compared.
+    pub(crate) resyncs: Resyncs,
     key: GroupKey,
     digester: Digester,
     volumes: Vec<VolumeId>,
@@ -55,6 +61,7 @@ impl Comparisons {
         Comparisons {
             state: Mutex::default(),
             asked: Notify::new(),
+            resyncs: Resyncs::new(&config.resync),
             key: key.clone(),
             digester: Digester::new(key, config.agent.group, config.agent.generation),
             volumes: volumes.iter().map(|volume| volume.id).collect(),
@@ -108,7 +115,10 @@ impl Comparisons {
                 let different = pairs.filter(|((_, ours), theirs)| ours != *theirs);
                 Verdict::Differs(different.map(|((granule, _), _)| *granule).collect())
             }
+            // Only to a question about damage, which has no granules.
+            CompareAnswer::Damaged(_) => Verdict::Unknown,
         };
+        fault_point("before-answer");
         state.answers.push_back(Answer { number: question.number, verdict });
     }
 
@@ -127,7 +137,10 @@ impl Comparer for Asker {
     fn is_wanted(&mut self) -> Option<bool> {
         let outbox = self.comparisons.state.lock().outbox.clone()?;
         // Before the first epoch is held there is nothing at the target.
-        outbox.is_opened().then(|| outbox.progress().held.held != Epoch::NONE)
+        match outbox.is_opened() {
+            true if outbox.progress().held.held == Epoch::NONE => Some(false),
+            _ => self.comparisons.resyncs.is_running().then_some(true),
+        }
     }
 
     fn digest(&self, volume: VolumeIndex, granule: Granule, data: &[u8]) -> GranuleDigest {
@@ -161,32 +174,45 @@ impl Comparer for Asker {
     }
 }
 
-/// Runs until aborted. There is a connection only while something is asked.
-pub(crate) async fn run(config: AgentConfig, credentials: Credentials, comparisons: Arc<Comparisons>) {
-    let began = Instant::now();
-    let mut retry = Retry::new(UnixNanos::now().0);
+/// Runs until aborted. There is a connection only while something is to be compared, or damage to be asked about.
+pub(crate) async fn run(
+    config: AgentConfig,
+    (credentials, peers): (Arc<LiveCredentials>, Peers),
+    comparisons: Arc<Comparisons>,
+) {
+    let mut retry = Retry::new(&config.retry, &peers, &config.agent.process_server, UnixNanos::now().0);
+    let resyncs = &comparisons.resyncs;
     loop {
-        while comparisons.state.lock().open.is_empty() {
-            comparisons.asked.notified().await;
+        let damage = resyncs.take_damage_question();
+        if !damage && !resyncs.wants_turn() {
+            resyncs.changed().await;
+            continue;
         }
         comparisons.ask_all_again();
-        match converse(&config, &credentials, &comparisons, &mut retry).await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "comparison with the target interrupted");
-                let refused = error.downcast_ref::<WireError>().is_some_and(|error| !error.is_retryable());
-                let wait = retry.failed(began.elapsed());
-                tokio::time::sleep(if refused { wait.max(REFUSED_WAIT) } else { wait }).await;
+        let ended = converse(&config, &credentials.current(), &comparisons, damage, &mut retry).await;
+        if let Err(error) = ended {
+            resyncs.turn_lost();
+            if damage {
+                resyncs.damage_unanswered();
             }
+            let pause = match error.downcast_ref::<WireError>() {
+                Some(error) => retry.failed(error),
+                // An answer that cannot be opened: another one may.
+                None => retry.refused(FailureClass::Recoverable),
+            };
+            let next_s = pause.wait.as_secs_f64();
+            tracing::warn!(error = format!("{error:#}"), next_s, "comparison with the target interrupted");
+            retry.pause(pause, credentials.renewed()).await;
         }
     }
 }
 
-/// Until nothing is open any more.
+/// Until nothing is to be asked any more.
 async fn converse(
     config: &AgentConfig,
     credentials: &Credentials,
     comparisons: &Comparisons,
+    damage: bool,
     retry: &mut Retry,
 ) -> anyhow::Result<()> {
     let (group, generation) = (config.agent.group, config.agent.generation);
@@ -196,6 +222,20 @@ async fn converse(
     let conversation = Conversation::new(&comparisons.key, group, generation, &id);
     let mut comparison = Comparison::open(connection, group, generation, id).await?;
     loop {
+        let turn = comparison.turn().await?;
+        comparisons.resyncs.turn(turn);
+        if turn.ahead == 0 {
+            break;
+        }
+        tracing::debug!(ahead = turn.ahead, "waiting for the turn to compare");
+    }
+    retry.succeeded();
+    if damage {
+        ask_for_damage(comparisons, &conversation, &mut comparison).await?;
+    }
+    while comparisons.resyncs.wants_turn() {
+        // A turn that came for the sake of the damage is good for what follows from it.
+        comparisons.resyncs.turn(Turn { ahead: 0, at_once: 0 });
         for (number, question) in comparisons.unsent() {
             let sealed = Bytes::from(conversation.seal_question(number, &question));
             comparison.send(number, sealed).await?;
@@ -210,9 +250,40 @@ async fn converse(
                 }
             }
             () = comparisons.asked.notified() => {}
-        }
-        if comparisons.state.lock().open.is_empty() {
-            return Ok(());
+            () = comparisons.resyncs.changed() => {}
         }
     }
+    Ok(())
+}
+
+/// Asks which granules the target knows to be damaged, and plans to compare them.
+async fn ask_for_damage(
+    comparisons: &Comparisons,
+    conversation: &Conversation,
+    comparison: &mut Comparison,
+) -> anyhow::Result<()> {
+    // Numbers of comparisons are above these.
+    let mut number = 0;
+    for (volume, id) in comparisons.volumes.iter().enumerate() {
+        let mut first = Granule(0);
+        loop {
+            number += 1;
+            let question = conversation.seal_question(number, &CompareQuestion::damaged(*id, first));
+            comparison.send(number, question.into()).await?;
+            let (answered, message) = comparison.next().await?;
+            ensure!(answered == number, "answer {answered} came to question {number} about damage");
+            let CompareAnswer::Damaged(granules) = conversation.open_answer(number, 0, &message)? else {
+                break;
+            };
+            let Some(last) = granules.last() else { break };
+            first = Granule(last.0 + 1);
+            let more = granules.len() == DAMAGED_GRANULES_MAX;
+            tracing::warn!(%id, granules = granules.len(), "the target has damaged granules; they are compared");
+            comparisons.resyncs.damaged(volume, granules);
+            if !more {
+                break;
+            }
+        }
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::application::ApplicationSection;
 use crate::limits::LimitsSection;
+use crate::resync::ResyncSection;
 
 /// The shortest and the longest epoch interval, in milliseconds.
 pub const EPOCH_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
@@ -33,6 +34,12 @@ pub struct AgentConfig {
     /// What the agent may take of the machine and of the way.
     #[serde(default)]
     pub limits: LimitsSection,
+    /// When disks are compared with their replicas.
+    #[serde(default)]
+    pub resync: ResyncSection,
+    /// When the process server is tried again.
+    #[serde(default)]
+    pub retry: wire::RetryPolicy,
 }
 
 /// `[agent]`.
@@ -227,6 +234,8 @@ impl AgentConfig {
             }
         }
         self.limits.check()?;
+        self.resync.check()?;
+        self.retry.check().map_err(|error| format!("[retry]: {error}"))?;
         self.application.check()
     }
 
@@ -282,6 +291,8 @@ mod tests {
             ("leave_out = [\"/", "leave_out = [\"", "not an absolute path"),
             ("cpu_percent = 100", "cpu_percent = 4", "cpu_percent = 4"),
             ("from = \"08:00\"", "from = \"8 am\"", "no time of day"),
+            ("dirty_percent = 50", "dirty_percent = 0", "dirty_percent = 0"),
+            ("quick_s = 30", "quick_s = 4000", "[retry]: quick_s = 4000"),
             ("POSTGRESQL_DATA =", "\"A B\" =", "not the name of a variable"),
             ("POSTGRESQL_DATA =", "SEAWALL_LABEL =", "the agent's own"),
         ] {

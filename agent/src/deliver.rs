@@ -1,24 +1,29 @@
 //! Talks to the process server: delivers what the outbox holds, in order, and takes its acknowledgements.
 //!
-//! Retries: as [`wire::Retry`] says. What the peer refuses for good is tried again at the slow intervals only, because a
-//! person may mend it; the state names it meanwhile.
+//! Retries: as [`wire::Retry`] says; the state names the reason and the next try.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{Epoch, UnixNanos};
+use block::{ByteCount, Epoch, UnixNanos};
+use durable::fault_point;
 use jiff::Timestamp;
-use wire::{Credentials, Receipts, Retry, Role, Sender, WireError};
+use wire::{
+    Credentials, FailureClass, LiveCredentials, Peers, Receipts, Retry, Role, Sender, WireError, Woken,
+};
 
+use crate::compare::Comparisons;
 use crate::config::AgentConfig;
 use crate::limits::{Pacer, Schedule};
 use crate::outbox::{Entry, Mismatch, Outbox};
 use crate::report::Reports;
+use crate::resync::Resyncs;
 
 /// How often the process server is told how the agent is.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
-/// The wait before a connection that was refused for good is tried again.
-const REFUSED_WAIT: Duration = Duration::from_secs(60);
+
+/// A larger changeset is sent in pieces, with reports in between: on a slow way it takes long.
+const WHOLE_BYTES_MAX: ByteCount = ByteCount::mib(1);
 
 enum Ended {
     Wire(WireError),
@@ -40,35 +45,40 @@ impl From<Mismatch> for Ended {
 /// Runs until aborted.
 pub(crate) async fn run(
     config: AgentConfig,
-    credentials: Credentials,
+    (credentials, peers): (Arc<LiveCredentials>, Peers),
     outbox: Arc<Outbox>,
+    comparisons: Arc<Comparisons>,
     reports: Arc<Reports>,
 ) {
-    let began = Instant::now();
-    let mut retry = Retry::new(UnixNanos::now().0);
+    let mut retry = Retry::new(&config.retry, &peers, &config.agent.process_server, UnixNanos::now().0);
     loop {
-        let ended = session(&config, &credentials, &outbox, &reports, &mut retry).await;
-        let wait = match ended {
+        let ended =
+            session(&config, &credentials.current(), (&outbox, &comparisons.resyncs), &reports, &mut retry)
+                .await;
+        let pause = match ended {
             Ended::Wire(error) => {
-                tracing::warn!(%error, "delivery interrupted");
-                reports.disconnected(&error);
-                let wait = retry.failed(began.elapsed());
-                if error.is_retryable() { wait } else { wait.max(REFUSED_WAIT) }
+                let pause = retry.failed(&error);
+                tracing::warn!(%error, next_s = pause.wait.as_secs_f64(), "delivery interrupted");
+                reports.disconnected(&error, pause.next_try());
+                pause
             }
             Ended::Mismatch(mismatch) => {
+                let pause = retry.refused(FailureClass::NonRecoverable);
                 tracing::error!(%mismatch, "delivery stopped");
-                reports.mismatched(&mismatch);
-                REFUSED_WAIT
+                reports.mismatched(&mismatch, pause.next_try());
+                pause
             }
         };
-        tokio::time::sleep(wait).await;
+        if retry.pause(pause, credentials.renewed()).await == Woken::Returned {
+            tracing::info!("the process server is back");
+        }
     }
 }
 
 async fn session(
     config: &AgentConfig,
     credentials: &Credentials,
-    outbox: &Outbox,
+    (outbox, resyncs): (&Outbox, &Resyncs),
     reports: &Reports,
     retry: &mut Retry,
 ) -> Ended {
@@ -82,6 +92,10 @@ async fn session(
         Err(error) => return error.into(),
     };
     let held = sender.held();
+    if sender.rebased() && outbox.is_behind(held) {
+        // What it had acknowledged after that is in no replica. The agent begins anew after what the replicas hold.
+        resyncs.rebase(held.held);
+    }
     if let Err(mismatch) = outbox.opened(held) {
         return mismatch.into();
     }
@@ -98,14 +112,24 @@ async fn session(
     // A refusal tells more than the broken connection that follows it, so receipts are looked at first.
     tokio::select! {
         biased;
-        ended = acknowledge(receipts, outbox) => ended,
+        ended = acknowledge(receipts, outbox, resyncs) => ended,
         ended = way.run(held.held, outbox) => ended,
     }
 }
 
-async fn acknowledge(mut receipts: Receipts, outbox: &Outbox) -> Ended {
+async fn acknowledge(mut receipts: Receipts, outbox: &Outbox, resyncs: &Resyncs) -> Ended {
+    let mut condition = receipts.condition();
     loop {
-        match receipts.next().await {
+        let receipt = tokio::select! {
+            receipt = receipts.next() => receipt,
+            Ok(()) = condition.changed() => {
+                if let Some(condition) = *condition.borrow_and_update() {
+                    resyncs.conditioned(condition);
+                }
+                continue;
+            }
+        };
+        match receipt {
             Ok(held) => {
                 if let Err(mismatch) = outbox.acknowledge(held) {
                     return mismatch.into();
@@ -136,7 +160,9 @@ impl Way<'_> {
             let sent = tokio::select! {
                 entry = outbox.next(after) => {
                     after = entry.epoch;
+                    fault_point("before-delivery");
                     let sent = self.deliver(&entry).await;
+                    fault_point("after-delivery");
                     if sent.is_ok() {
                         self.reports.sent(entry.bytes);
                     }
@@ -163,7 +189,7 @@ impl Way<'_> {
 
     /// Sends a changeset, no faster than the limit of the hour.
     async fn deliver(&mut self, entry: &Entry) -> Result<(), WireError> {
-        if self.schedule.bandwidth(Timestamp::now()).is_none() {
+        if self.schedule.bandwidth(Timestamp::now()).is_none() && entry.bytes <= WHOLE_BYTES_MAX {
             return self.sender.deliver(entry.epoch, entry.bytes, entry.pieces.iter().cloned()).await;
         }
         self.sender.begin(entry.epoch, entry.bytes).await?;

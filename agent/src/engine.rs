@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use block::{ByteCount, Consistency, Epoch, UnixNanos};
 use capture::{Progress, Source};
 use changeset::{Fold, VolumeInfo};
+use durable::fault_point;
 
 use crate::compare::Comparisons;
 use crate::config::AgentConfig;
@@ -39,7 +40,7 @@ pub(crate) struct Engine {
     next_take_up: Instant,
     pub(crate) source: Box<dyn Source>,
     presence: Arc<Presence>,
-    comparisons: Arc<Comparisons>,
+    pub(crate) comparisons: Arc<Comparisons>,
     pub(crate) sealer: Sealer,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) orders: Arc<Orders>,
@@ -51,6 +52,8 @@ pub(crate) struct Engine {
     memory: ByteCount,
     /// What the source has been told of.
     acknowledged: Epoch,
+    /// The last epoch was no point: as soon as there is one, it is taken, and not only at the next interval.
+    behind: bool,
 }
 
 impl Engine {
@@ -67,7 +70,7 @@ impl Engine {
         let memory = config.agent.epoch_memory_bytes;
         let serving = Serving::default();
         let acknowledged = Epoch::NONE;
-        let engine = Engine {
+        let mut engine = Engine {
             config: config.clone(),
             volumes: volumes.list.clone(),
             next_take_up: Instant::now(),
@@ -84,14 +87,19 @@ impl Engine {
             interval,
             memory,
             acknowledged,
+            behind: true,
         };
         // Delivery tells this first: whoever sees a point can see how it was captured.
         engine.report();
         engine
     }
 
-    fn report(&self) {
-        self.reports.update(&*self.source, &self.outbox, self.memory_used());
+    fn report(&mut self) {
+        let status = self.source.status();
+        self.decide_resync(&status);
+        let resync = self.comparisons.resyncs.status();
+        let open = (self.source.open_bytes(), self.outbox.progress().epochs >= EPOCHS_UNSENT_MAX);
+        self.reports.update(status, &self.outbox, resync, self.memory_used(), open);
     }
 
     /// Runs until told to stop.
@@ -114,14 +122,17 @@ impl Engine {
             let held = self.outbox.progress().held.held;
             if held > self.acknowledged {
                 self.acknowledged = held;
+                fault_point("before-acknowledged");
                 self.source.acknowledged(held);
+                fault_point("after-acknowledged");
             }
             self.serve_resyncs();
             let served = self.serve(progress);
             let now = Instant::now();
             let due = now >= next_cut;
             let large = progress == Progress::Full || self.source.open_bytes() >= EPOCH_BYTES;
-            let cut = (due || large) && self.cut();
+            let caught_up = self.behind && self.source.consistency().is_point();
+            let cut = (due || large || caught_up) && self.cut();
             if due && cut {
                 next_cut += self.interval;
                 if next_cut < now {
@@ -206,11 +217,14 @@ impl Engine {
         spare: Fold,
         verdict: Option<Receiver<Verdict>>,
     ) -> (Consistency, UnixNanos) {
+        fault_point("before-cut");
         let mut cut = self.source.cut(spare, epoch);
+        fault_point("after-cut");
         // Looked at after the cut: what is there now was there all the time before.
         if self.presence.any_gone() {
             cut.consistency = Consistency::None;
         }
+        self.behind = !cut.consistency.is_point();
         let what = (cut.consistency, cut.time);
         self.sealer.seal(Job { epoch, cut, volumes: self.source.volumes(), verdict });
         what

@@ -2,7 +2,7 @@
 //!
 //! Rooms: `config` reads the file; `volumes` finds the disks; `engine` is the thread that drives the source and decides when
 //! to cut; `seal` turns folds into changesets; `outbox` holds them until the process server has them durably; `deliver`
-//! talks to it; `compare` asks the target, through it, what need not be sent; `limits` is what it may take of the machine and the way; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
+//! talks to it; `compare` asks the target, through it, what need not be sent; `resync` decides when; `limits` is what it may take of the machine and the way; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
 //! applications, `freeze` freezes filesystems, `order` is the way from there to the engine; `socket` is how root of this
 //! machine asks.
 //!
@@ -27,6 +27,7 @@ mod order;
 mod outbox;
 mod point;
 mod report;
+mod resync;
 mod seal;
 mod socket;
 mod source;
@@ -44,6 +45,7 @@ pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
 pub use hooks::check_hooks;
 pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};
 pub use limits::{BANDWIDTH_MIN, CPU_PERCENT_MIN, Day, LimitsSection, SCHEDULE_MAX, Window};
+pub use resync::{DIRTY_PERCENT, Hours, ResyncSection, WINDOWS_MAX};
 pub use socket::CONVERSATIONS_MAX;
 pub use source::probe;
 
@@ -56,7 +58,7 @@ use anyhow::Context;
 use changeset::GroupKey;
 use control::AgentReport;
 use parking_lot::Mutex;
-use wire::Credentials;
+use wire::{LiveCredentials, Peers};
 
 use crate::compare::Comparisons;
 use crate::engine::Engine;
@@ -117,9 +119,15 @@ async fn watch_disks(parts: Weak<Mutex<Parts>>, config: AgentConfig) {
         let looked = tokio::task::spawn_blocking(move || {
             let Some(parts) = parts.upgrade() else { return };
             let mut parts = parts.lock();
-            if !parts.ended && parts.volumes.presence.any_gone() && volumes::all_there(&config) {
+            if parts.ended {
+                return;
+            }
+            if parts.volumes.presence.any_gone() && volumes::all_there(&config) {
                 tracing::info!("a disk that was taken away is back: starting anew with it");
-                parts.start_anew(&config);
+                parts.start_anew(&config, None);
+            } else if let Some(cause) = parts.comparisons.resyncs.take_rebase() {
+                tracing::warn!("{}: starting anew", cause.why);
+                parts.start_anew(&config, Some(cause));
             }
         });
         // A panic in there has reported itself; there is nothing to start anew then.
@@ -131,6 +139,7 @@ async fn watch_disks(parts: Weak<Mutex<Parts>>, config: AgentConfig) {
 struct Parts {
     stop: Arc<AtomicBool>,
     reports: Arc<Reports>,
+    comparisons: Arc<Comparisons>,
     threads: Vec<JoinHandle<()>>,
     /// Keeps the disks from other agents.
     volumes: Volumes,
@@ -145,12 +154,13 @@ struct Parts {
 impl Parts {
     fn start(config: &AgentConfig) -> anyhow::Result<Parts> {
         let credentials =
-            Credentials::load(&config.agent.credentials).context("load the agent's credentials")?;
+            LiveCredentials::load(&config.agent.credentials).context("load the agent's credentials")?;
+        let way = (Arc::new(credentials), Peers::default());
         let key = GroupKey::load(&config.agent.group_key).context("load the group's key")?;
         let thawed = freeze::thaw_left(&point::freeze_marker(config));
         let mut volumes = volumes::settle(config)?;
         let comparisons = Arc::new(Comparisons::new(config, &key, &volumes.list));
-        let Opened { source, mut notes, resumed } = source::open(config, &volumes.list, &comparisons)?;
+        let Opened { source, mut notes, resumed, .. } = source::open(config, &volumes.list, &comparisons)?;
         notes.append(&mut volumes.notes);
         notes.extend(thawed);
         let stop = Arc::new(AtomicBool::new(false));
@@ -182,28 +192,43 @@ impl Parts {
             let error = format!("{error:#}");
             tracing::warn!(error, "`seawall point` cannot reach this agent; replication goes on");
         }
-        let comparing = tokio::spawn(compare::run(
-            config.clone(),
-            Credentials::load(&config.agent.credentials).context("load the agent's credentials")?,
-            comparisons.clone(),
-        ));
-        let delivery = tokio::spawn(deliver::run(config.clone(), credentials, outbox, reports.clone()));
+        let comparing = tokio::spawn(compare::run(config.clone(), way.clone(), comparisons.clone()));
+        let delivery =
+            tokio::spawn(deliver::run(config.clone(), way, outbox, comparisons.clone(), reports.clone()));
         // Points first: what is frozen is thawed, and applications go on, before anything else ends.
         let threads = vec![point_thread, engine, seal_thread];
-        Ok(Parts { stop, reports, threads, volumes, delivery, comparing, socket: socket.ok(), ended: false })
+        Ok(Parts {
+            stop,
+            reports,
+            comparisons,
+            threads,
+            volumes,
+            delivery,
+            comparing,
+            socket: socket.ok(),
+            ended: false,
+        })
     }
 
-    /// Ends, and begins again with what is there now.
-    fn start_anew(&mut self, config: &AgentConfig) {
+    /// Ends, and begins again with what is there now. With a cause, what is known of what was sent is forgotten, and all is compared.
+    fn start_anew(&mut self, config: &AgentConfig, cause: Option<resync::Cause>) {
         self.stop_all();
         self.volumes.release();
+        if cause.is_some() {
+            source::forget_kept(config);
+        }
         match Parts::start(config) {
-            Ok(parts) => *self = parts,
+            Ok(parts) => {
+                if let Some(cause) = cause {
+                    parts.comparisons.resyncs.expect(Some(cause), false);
+                }
+                *self = parts;
+            }
             // Looked at again; meanwhile the report says what is wrong.
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::error!(error, "start anew with the disk that is back");
-                self.reports.fail(format!("start anew with the disk that is back: {error}"));
+                tracing::error!(error, "start anew");
+                self.reports.fail(format!("start anew: {error}"));
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use block::{ByteCount, size_from_text};
 use jiff::civil::{Time, Weekday};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{Timestamp, Zoned, tz::TimeZone};
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
 
@@ -94,7 +94,7 @@ fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteCo
     size_from_text(deserializer).map(Some)
 }
 
-fn time_of_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Time, D::Error> {
+pub(crate) fn time_of_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Time, D::Error> {
     let text = String::deserialize(deserializer)?;
     Time::strptime("%H:%M", &text).map_err(|_| {
         serde::de::Error::custom(format!(
@@ -131,6 +131,19 @@ impl LimitsSection {
     }
 }
 
+/// Whether a time lies within hours that begin on one of some days (all, when there are none), and end on the next day if the end
+/// is not after the beginning.
+pub(crate) fn within(days: &[Day], (from, to): (Time, Time), now: &Zoned) -> bool {
+    let (time, today) = (now.time(), Day::from(now.weekday()));
+    let yesterday = Day::from(now.weekday().previous());
+    let begins = |day| days.is_empty() || days.contains(&day);
+    if from < to {
+        begins(today) && from <= time && time < to
+    } else {
+        begins(today) && from <= time || begins(yesterday) && time < to
+    }
+}
+
 /// What may be sent a second at any time.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule {
@@ -155,16 +168,7 @@ impl Schedule {
             return self.otherwise;
         }
         let now = now.to_zoned(self.zone.clone());
-        let (time, today) = (now.time(), Day::from(now.weekday()));
-        let yesterday = Day::from(now.weekday().previous());
-        let fits = |window: &&Window| {
-            let begins = |day| window.days.is_empty() || window.days.contains(&day);
-            if window.from < window.to {
-                begins(today) && window.from <= time && time < window.to
-            } else {
-                begins(today) && window.from <= time || begins(yesterday) && time < window.to
-            }
-        };
+        let fits = |window: &&Window| within(&window.days, (window.from, window.to), &now);
         self.windows.iter().find(fits).map_or(self.otherwise, |window| window.bandwidth_bytes_s)
     }
 }

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use block::{ByteCount, Epoch, UnixNanos};
 use capture::{Position, Progress, SourceStatus};
 use changeset::Fold;
-use control::AgentRefusal;
+use control::{AgentRefusal, ResyncWhen};
+use durable::fault_point;
+use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{EPOCHS_UNSENT_MAX, Engine};
+use crate::resync::{Deed, Look, Part};
 use crate::seal::Verdict;
 
 /// A freeze reads at most what takes half of its budget; the rest is for what is not foreseen.
@@ -58,11 +61,14 @@ pub(crate) struct Orders {
 pub(crate) struct Comparing {
     pub(crate) volumes: Vec<String>,
     pub(crate) bytes: ByteCount,
+    /// When it begins, if the hours for it must come first.
+    pub(crate) begins: Option<UnixNanos>,
 }
 
 /// A wish for a resync: of one volume or all.
 struct Resync {
     volume: Option<String>,
+    when: ResyncWhen,
     reply: Sender<Result<Comparing, (AgentRefusal, Refusal)>>,
 }
 
@@ -99,11 +105,15 @@ impl Orders {
     }
 
     /// Has volumes compared with the replica.
-    pub(crate) fn resync(&self, volume: Option<String>) -> Result<Comparing, (AgentRefusal, Refusal)> {
+    pub(crate) fn resync(
+        &self,
+        volume: Option<String>,
+        when: ResyncWhen,
+    ) -> Result<Comparing, (AgentRefusal, Refusal)> {
         let (reply, answer) = channel();
         let mut slot = self.slot.lock();
         if !slot.closed {
-            slot.resyncs.push(Resync { volume, reply });
+            slot.resyncs.push(Resync { volume, when, reply });
             self.given.notify_all();
         }
         drop(slot);
@@ -225,10 +235,10 @@ fn remaining(status: &SourceStatus) -> ByteCount {
 }
 
 impl Engine {
-    /// Begins what was asked for of resyncs.
+    /// Answers who asks for resyncs, and begins those whose time has come.
     pub(crate) fn serve_resyncs(&mut self) {
-        let resyncs = std::mem::take(&mut self.orders.slot.lock().resyncs);
-        for Resync { volume: wanted, reply } in resyncs {
+        let asked = std::mem::take(&mut self.orders.slot.lock().resyncs);
+        for Resync { volume: wanted, when, reply } in asked {
             let volumes = self.source.volumes();
             let meant: Vec<usize> = (0..volumes.len())
                 .filter(|index| wanted.as_ref().is_none_or(|name| *name == volumes[*index].name))
@@ -238,11 +248,13 @@ impl Engine {
                 let reason =
                     format!("no volume of this group has that name; there are: {}", names.join(", "));
                 Err((AgentRefusal::NoSuchVolume, reason))
-            } else if meant.iter().all(|index| self.source.suspect(*index)) {
-                tracing::info!(volume = wanted, "resync asked for");
+            } else if self.source.suspect_granules(meant[0], &mut std::iter::empty()) {
+                tracing::info!(volume = wanted, ?when, "resync asked for");
+                self.comparisons.resyncs.ask(&meant, when);
                 Ok(Comparing {
                     volumes: meant.iter().map(|index| volumes[*index].name.clone()).collect(),
                     bytes: meant.iter().map(|index| volumes[*index].size).sum(),
+                    begins: self.comparisons.resyncs.begins(when),
                 })
             } else {
                 let reason = "what is scanned is compared with what was sent, all the time".to_owned();
@@ -250,6 +262,35 @@ impl Engine {
             };
             // Who asked may have gone.
             let _ = reply.send(answer);
+        }
+        if self.comparisons.resyncs.is_urgent() {
+            let status = self.source.status();
+            self.decide_resync(&status);
+        }
+    }
+
+    /// Begins to compare, if it is time to.
+    pub(crate) fn decide_resync(&mut self, status: &SourceStatus) {
+        let look = Look {
+            suspect: status.suspect,
+            compared: status.compared,
+            different: status.different,
+            volumes: status
+                .volumes
+                .iter()
+                .map(|volume| (volume.name.clone(), volume.size, volume.dirty))
+                .collect(),
+            losses: status.losses,
+            last_error: status.last_error.clone(),
+            has_replica: self.outbox.is_opened().then(|| self.outbox.progress().held.held != Epoch::NONE),
+        };
+        let Deed::Begin(parts) = self.comparisons.resyncs.look(look, Timestamp::now()) else { return };
+        fault_point("before-resync");
+        for (volume, part) in parts {
+            match part {
+                Part::All => self.source.suspect(volume),
+                Part::Granules(granules) => self.source.suspect_granules(volume, &mut granules.into_iter()),
+            };
         }
     }
 }

@@ -130,6 +130,12 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// Whether the process server holds less than it had acknowledged.
+    pub(crate) fn is_behind(&self, held: Held) -> bool {
+        let state = self.state.lock();
+        held.held < state.held.held
+    }
+
     /// The process server has accepted this agent and says where it is.
     pub(crate) fn opened(&self, held: Held) -> Result<(), Mismatch> {
         let mut state = self.state.lock();

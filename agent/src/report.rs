@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use block::{ByteCount, Epoch, UnixNanos, VolumeId};
-use capture::{Mode, Source};
-use control::{AgentReport, CaptureMode, StateCode, VolumeReport, VolumeSummary};
+use capture::{Mode, SourceStatus};
+use control::{AgentReport, CaptureMode, ResyncStatus, StateCode, VolumeReport, VolumeSummary};
 use parking_lot::Mutex;
 use telemetry::Meter;
 use wire::{RefusalCode, WireError};
@@ -22,7 +22,14 @@ struct State {
     /// What is wrong with capture; it does not mend itself.
     failure: Option<String>,
     /// What is wrong with the way to the process server.
-    link: Option<(StateCode, String)>,
+    link: Option<Broken>,
+}
+
+/// What is wrong with the way to the process server, and when it is tried again.
+struct Broken {
+    code: StateCode,
+    reason: String,
+    next_try: UnixNanos,
 }
 
 /// Shared between the engine and delivery.
@@ -79,17 +86,17 @@ impl Reports {
     }
 
     /// The way to the process server does not work.
-    pub(crate) fn disconnected(&self, error: &WireError) {
-        self.state.lock().link = Some((state_of(error), error.to_string()));
+    pub(crate) fn disconnected(&self, error: &WireError, next_try: UnixNanos) {
+        self.state.lock().link = Some(Broken { code: state_of(error), reason: error.to_string(), next_try });
     }
 
     /// The two sides do not belong together.
-    pub(crate) fn mismatched(&self, mismatch: &Mismatch) {
+    pub(crate) fn mismatched(&self, mismatch: &Mismatch, next_try: UnixNanos) {
         let code = match mismatch {
             Mismatch::Ahead { .. } => StateCode::Superseded,
             Mismatch::Behind { .. } => StateCode::Gap,
         };
-        self.state.lock().link = Some((code, mismatch.to_string()));
+        self.state.lock().link = Some(Broken { code, reason: mismatch.to_string(), next_try });
     }
 
     pub(crate) fn sent(&self, bytes: ByteCount) {
@@ -114,9 +121,15 @@ impl Reports {
         })
     }
 
-    /// Renews the report from the source and the outbox.
-    pub(crate) fn update(&self, source: &dyn Source, outbox: &Outbox, memory_used: ByteCount) {
-        let status = source.status();
+    /// Renews the report from the source and the outbox. `open`: memory of the open epoch, and whether it must wait.
+    pub(crate) fn update(
+        &self,
+        status: SourceStatus,
+        outbox: &Outbox,
+        resync: Option<ResyncStatus>,
+        memory_used: ByteCount,
+        open: (ByteCount, bool),
+    ) {
         let progress = outbox.progress();
         let mut state = self.state.lock();
         let used = (process_time().as_nanos() as u64).saturating_sub(state.processor_ns.total());
@@ -129,7 +142,7 @@ impl Reports {
         let code = match &state.link {
             _ if state.failure.is_some() => StateCode::CaptureFailed,
             _ if gone.is_some() => StateCode::SourceFailed,
-            Some((code, _)) => *code,
+            Some(broken) => broken.code,
             None if status.suspect > ByteCount::ZERO && progress.held.held > Epoch::NONE => StateCode::Resync,
             None if !progress.had_point => StateCode::InitialCopy,
             None if behind && status.losses > 0 => StateCode::Resync,
@@ -137,7 +150,8 @@ impl Reports {
             None if bitmap => StateCode::CaptureLimited,
             None => StateCode::Replicating,
         };
-        let link_error = state.link.as_ref().map(|(_, reason)| reason.clone());
+        let link_error = state.link.as_ref().map(|broken| broken.reason.clone());
+        let next_try = state.link.as_ref().map(|broken| broken.next_try);
         let last_error = state
             .failure
             .clone()
@@ -189,6 +203,8 @@ impl Reports {
             epoch_memory_used: memory_used,
             epoch_memory_limit: self.memory,
             unsent_bytes: progress.bytes,
+            open_bytes: open.0,
+            coalescing: open.1,
             suspect_bytes: status.suspect,
             compared_bytes: status.compared,
             different_bytes: status.different,
@@ -197,6 +213,8 @@ impl Reports {
             capture_notes: self.notes.clone(),
             state: code,
             last_error,
+            resync,
+            next_try,
         };
     }
 }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote};
 use capture::Cut;
 use changeset::{Fold, GroupKey, Level, SealOptions, Stamp, VolumeInfo, seal_point};
+use durable::fault_point;
 
 use crate::config::AgentConfig;
 use crate::limits::Processor;
@@ -108,7 +109,10 @@ pub(crate) fn start(
                 let progress = outbox.progress();
                 let level = choose(progress.bytes, progress.way_rate);
                 match seal_one(group, generation, &job, &key, level) {
-                    Ok(entry) => outbox.push(entry),
+                    Ok(entry) => {
+                        fault_point("after-seal");
+                        outbox.push(entry);
+                    }
                     Err(error) => {
                         // Not sealing an epoch leaves a gap that can never be filled: stop here, with the reason.
                         reports.fail(format!("seal epoch {}: {error}", job.epoch));

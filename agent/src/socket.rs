@@ -132,11 +132,11 @@ async fn converse(
             tracing::info!(%consistency, label = label.as_ref().map(|label| label.as_str()), uid, "point asked for");
             take_point(Wish { consistency, label }, wait, &mut writer, points, outbox).await
         }
-        Ok(AgentRequest::Resync { volume }) => {
+        Ok(AgentRequest::Resync { volume, when }) => {
             let orders = orders.clone();
-            match tokio::task::spawn_blocking(move || orders.resync(volume)).await? {
-                Ok(Comparing { volumes, bytes }) => {
-                    say(&mut writer, &AgentAnswer::Comparing { volumes, bytes }).await
+            match tokio::task::spawn_blocking(move || orders.resync(volume, when)).await? {
+                Ok(Comparing { volumes, bytes, begins }) => {
+                    say(&mut writer, &AgentAnswer::Comparing { volumes, bytes, begins }).await
                 }
                 Err((code, reason)) => refuse(&mut writer, code, reason).await,
             }

@@ -7,10 +7,12 @@ use capture::{
     Tracker, TrackerLimits,
 };
 use changeset::VolumeInfo;
+use control::ResyncReason;
 
 use crate::check::obstacles;
 use crate::compare::Comparisons;
 use crate::config::{AgentConfig, SourceChoice};
+use crate::resync::Cause;
 use crate::volumes::Volume;
 
 /// Threads that read dirty granules.
@@ -121,6 +123,8 @@ fn ebpf(
     let disks =
         DirectDisks::new(disks, DRAIN_THREADS).context("start the threads that read dirty granules")?;
     let resumed = tap.resumed();
+    let whole = resumed.is_none() || tap.why_all().is_some();
+    let ended = tap.why_all().map_or("nobody followed the disks before this agent", |why| why).to_owned();
     if resumed.is_some() {
         let all = tap.why_all().map(|why| format!("; all is read again: {why}")).unwrap_or_default();
         notes.push(format!("tracking went on while no agent ran{all}"));
@@ -128,6 +132,12 @@ fn ebpf(
     let limits = TrackerLimits { share: config.agent.drain_share_percent, ..TrackerLimits::default() };
     let mut tracker = Tracker::new(tap, disks, volumes, limits, UnixNanos::now());
     tracker.compare_with(comparisons.begin());
+    let status = tracker.status();
+    let size: ByteCount = status.volumes.iter().map(|volume| volume.size).sum();
+    // What an earlier agent has compared part of, goes on; what it has only waited with, waits.
+    let begun = !whole && status.suspect > ByteCount::ZERO && status.suspect.0 < size.0;
+    let cause = whole.then(|| Cause::new(ResyncReason::TrackingEnded, ended));
+    comparisons.resyncs.expect(cause, begun);
     Ok((Opened { source: Box::new(tracker), notes, resumed }, why_not_data))
 }
 
@@ -163,7 +173,7 @@ fn attach(
 }
 
 /// What an earlier agent has left is of no use to a source that does not go on from it, and would be wrong for a later one.
-fn forget_kept(config: &AgentConfig) {
+pub(crate) fn forget_kept(config: &AgentConfig) {
     if let Err(error) = capture::detach(&config.agent.tracking_folder, Some(&config.agent.group.to_string()))
     {
         tracing::warn!(%error, "end the tracking that an earlier agent has left");

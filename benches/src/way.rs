@@ -86,7 +86,9 @@ impl Way {
     /// # Errors
     /// When the agent does not start, or there is no point in time.
     pub async fn replicate(&self, after: Epoch) -> anyhow::Result<(Duration, Agent)> {
-        let config = AgentConfig::load(&self.agent)?;
+        let mut config = AgentConfig::load(&self.agent)?;
+        // Not at a certain hour only.
+        config.resync.window.clear();
         let began = Instant::now();
         let agent = tokio::task::block_in_place(|| Agent::start(config))?;
         while self.newest() <= after {

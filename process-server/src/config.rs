@@ -12,6 +12,13 @@ pub const TARGETS_MAX: usize = 8;
 /// The smallest cache. In a smaller one the largest changeset would not fit beside a segment of the log.
 pub const CACHE_BYTES_MIN: ByteCount = ByteCount::mib(192);
 
+/// The most comparisons at a time that may be configured.
+pub const RESYNCS_AT_ONCE_MAX: u32 = 256;
+
+fn resyncs_at_once() -> u32 {
+    4
+}
+
 /// What a process server is told. Unknown keys are refused by name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +49,13 @@ pub struct ProcessServerSection {
     /// Where groups go that have no `[[group]]` of their own, as `host:port`. Without it they are refused.
     #[serde(default)]
     pub targets: Vec<String>,
+    /// How many groups may compare their disks with their replicas at a time; the others wait for their turn. 1 to
+    /// [`RESYNCS_AT_ONCE_MAX`].
+    #[serde(default = "resyncs_at_once")]
+    pub resyncs_at_once: u32,
+    /// When a target that cannot be reached is tried again.
+    #[serde(default)]
+    pub retry: wire::RetryPolicy,
 }
 
 /// One group.
@@ -113,6 +127,12 @@ impl Config {
                 server.cache_bytes
             ));
         }
+        if !(1..=RESYNCS_AT_ONCE_MAX).contains(&server.resyncs_at_once) {
+            return refuse(format!(
+                "resyncs_at_once is {}, expected 1 to {RESYNCS_AT_ONCE_MAX}",
+                server.resyncs_at_once
+            ));
+        }
         if self.groups.is_empty() && server.targets.is_empty() && self.config_server.is_none() {
             return refuse("no [[group]] is given, and no targets for those without one".to_owned());
         }
@@ -120,6 +140,10 @@ impl Config {
             return refuse(format!("{} groups are given, at most {GROUPS_MAX} go", self.groups.len()));
         }
         check_targets("targets of [process_server]", &server.targets)?;
+        server
+            .retry
+            .check()
+            .map_err(|error| ConfigError::Value(format!("[process_server.retry]: {error}")))?;
         let mut ids = HashSet::new();
         for group in &self.groups {
             if !ids.insert(group.id) {

@@ -2,8 +2,7 @@
 //!
 //! Consistency: the target says what it holds, delivery goes on after it, in order; the cache checks that this can be the
 //! same history. Crash consistency: the cursor is the cache's; a target that is told something twice refuses it. Retries:
-//! as [`wire::Retry`] says; what needs a person or a new generation is named in the state, and looked at again every
-//! [`MENDED_WAIT`], because a person may have mended it. Cancellation: dropping the task drops the connection; the target discards the unfinished changeset.
+//! as [`wire::Retry`] says; the state names the reason and the next try. A new generation is tried at once. Cancellation: dropping the task drops the connection; the target discards the unfinished changeset.
 //!
 //! Memory: two chunks being read ([`cache::CHUNK_BYTES`]) and what the wire queues; further bytes wait for the target's credit.
 
@@ -15,13 +14,11 @@ use bytes::Bytes;
 use cache::{HeldChangeset, Position, ReadError};
 use control::StateCode;
 use tokio::task::JoinHandle;
-use wire::{Receipts, RefusalCode, Retry, Role, Sender, WireError};
+use wire::{FailureClass, Receipts, RefusalCode, Retry, Role, Sender, WireError, Woken};
 
 use crate::hub::{Hub, Route};
 use crate::server::Server;
 
-/// How often a target that refused for good is asked again.
-const MENDED_WAIT: Duration = Duration::from_secs(60);
 /// How long the cache is left alone after it could not be read.
 const READ_RETRY_WAIT: Duration = Duration::from_secs(5);
 
@@ -69,8 +66,9 @@ impl Forwarder {
         self.route.idle();
         // The sender is the hub's, which this task keeps.
         let _ = held.wait_for(|held| *held != Position::NONE).await;
-        let began = Instant::now();
-        let mut retry = Retry::new(UnixNanos::now().0 ^ u64::from(self.hub.group.0[0]) << 56);
+        let seed = UnixNanos::now().0 ^ u64::from(self.hub.group.0[0]) << 56;
+        let server = &self.server;
+        let mut retry = Retry::new(&server.retry_policy(), &server.peers, &self.route.address, seed);
         // Generations before it are given up.
         let mut from = Generation(0);
         // Said already.
@@ -79,9 +77,7 @@ impl Forwarder {
             let generation = self.next_generation().max(from);
             let connected = Instant::now();
             let ended = self.session(generation, &mut retry).await;
-            if connected.elapsed() >= wire::QUICK_PHASE {
-                retry.succeeded();
-            }
+            retry.lasted(connected.elapsed());
             let (state, mend, message) = match &ended {
                 Ended::NextGeneration => continue,
                 Ended::Wire(error) => {
@@ -101,28 +97,27 @@ impl Forwarder {
                     (state, mend, error.to_string())
                 }
             };
-            self.route.failed(state, &message);
-            let (group, target) = (self.hub.group, &self.route.address);
-            match mend {
-                Mend::Time => {
-                    let wait = match ended {
-                        Ended::Read(_) => READ_RETRY_WAIT,
-                        _ => retry.failed(began.elapsed()),
-                    };
-                    tracing::warn!(%group, target, wait_ms = wait.as_millis() as u64, "forward: {message}");
-                    tokio::time::sleep(wait).await;
+            let pause = match &ended {
+                Ended::Wire(error) => retry.failed(error),
+                Ended::Read(_) if mend == Mend::Time => retry.after(READ_RETRY_WAIT),
+                _ => retry.refused(FailureClass::NonRecoverable),
+            };
+            self.route.failed(state, &message, pause.next_try());
+            let (group, target, next_s) = (self.hub.group, &self.route.address, pause.wait.as_secs_f64());
+            if mend == Mend::Time {
+                tracing::warn!(%group, target, next_s, "forward: {message}");
+            } else if complaint.as_ref() != Some(&message) {
+                tracing::error!(%group, target, %generation, next_s, "forward stopped: {message}");
+                complaint = Some(message);
+            }
+            tokio::select! {
+                later = self.wait_generation(generation), if mend == Mend::Generation => {
+                    tracing::info!(%group, target, generation = %later, "forward: a new generation has begun");
+                    from = later;
                 }
-                Mend::Generation | Mend::Person => {
-                    if complaint.as_ref() != Some(&message) {
-                        tracing::error!(%group, target, %generation, "forward stopped: {message}");
-                    }
-                    complaint = Some(message);
-                    tokio::select! {
-                        later = self.wait_generation(generation), if mend == Mend::Generation => {
-                            tracing::info!(%group, target, generation = %later, "forward: a new generation has begun");
-                            from = later;
-                        }
-                        () = tokio::time::sleep(MENDED_WAIT) => {}
+                woken = retry.pause(pause, server.credentials.renewed()) => {
+                    if woken == Woken::Returned {
+                        tracing::info!(%group, target, "forward: the target is back");
                     }
                 }
             }
@@ -155,7 +150,8 @@ impl Forwarder {
     async fn session(&self, generation: Generation, retry: &mut Retry) -> Ended {
         let (group, target) = (self.hub.group, &self.route.address);
         let opened = async {
-            let connection = wire::connect(target, Role::TargetServer, &self.server.credentials).await?;
+            let connection =
+                wire::connect(target, Role::TargetServer, &self.server.credentials.current()).await?;
             Sender::open(connection, group, generation).await
         };
         let (sender, receipts) = match opened.await {
@@ -195,8 +191,18 @@ impl Forwarder {
     }
 
     async fn receive(&self, mut receipts: Receipts, generation: Generation, retry: &mut Retry) -> Ended {
+        let mut condition = receipts.condition();
         loop {
-            match receipts.next().await {
+            let receipt = tokio::select! {
+                receipt = receipts.next() => receipt,
+                Ok(()) = condition.changed() => {
+                    if let Some(condition) = *condition.borrow_and_update() {
+                        self.hub.conditioned(&self.route, condition);
+                    }
+                    continue;
+                }
+            };
+            match receipt {
                 Ok(held) => {
                     let applied = Position { generation, epoch: held.applied };
                     if let Err(error) =

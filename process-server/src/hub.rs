@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use block::GroupId;
+use block::{GroupId, UnixNanos};
 use cache::{CacheGroup, Position};
-use control::{AgentReport, ProcessGroup, StateCode, TargetLink};
+use control::{AgentReport, Bottleneck, ProcessGroup, StateCode, TargetLink};
 use telemetry::Meter;
 use tokio::sync::{Notify, watch};
+use wire::Condition;
 
 /// One group: its agent's side and its targets' sides.
 pub(crate) struct Hub {
@@ -16,6 +17,8 @@ pub(crate) struct Hub {
     pub(crate) held: watch::Sender<Position>,
     /// What all targets have applied.
     pub(crate) applied: watch::Sender<Position>,
+    /// How the replicas are, all together.
+    pub(crate) condition: watch::Sender<Option<Condition>>,
     pub(crate) received: Meter,
     pub(crate) routes: Vec<Arc<Route>>,
     agent: Mutex<Agent>,
@@ -50,6 +53,8 @@ pub(crate) struct Route {
     pub(crate) sent: Meter,
     /// The target has applied something.
     pub(crate) progress: Notify,
+    /// What the target says of its replica.
+    condition: Mutex<Option<Condition>>,
     shown: Mutex<Shown>,
 }
 
@@ -58,6 +63,7 @@ struct Shown {
     connected: bool,
     state: StateCode,
     last_error: Option<String>,
+    next_try: Option<UnixNanos>,
 }
 
 impl Hub {
@@ -68,6 +74,7 @@ impl Hub {
                 address: address.clone(),
                 sent: Meter::new(),
                 progress: Notify::new(),
+                condition: Mutex::default(),
                 shown: Mutex::new(shown),
             })
         };
@@ -75,6 +82,7 @@ impl Hub {
             group,
             held: watch::Sender::new(held),
             applied: watch::Sender::new(applied),
+            condition: watch::Sender::new(None),
             received: Meter::new(),
             routes: targets.iter().map(route).collect(),
             agent: Mutex::default(),
@@ -123,6 +131,25 @@ impl Hub {
         });
     }
 
+    /// A target has said how its replica is: tells the agent's side.
+    pub(crate) fn conditioned(&self, route: &Route, condition: Condition) {
+        *route.condition() = Some(condition);
+        let known = self.routes.iter().filter_map(|route| *route.condition());
+        let all = known.reduce(|sum, one| Condition {
+            has_point: sum.has_point || one.has_point,
+            damaged: sum.damaged.saturating_add(one.damaged),
+        });
+        self.condition.send_if_modified(|told| std::mem::replace(told, all) != all);
+    }
+
+    /// The targets, those with damage first.
+    pub(crate) fn routes_by_damage(&self) -> Vec<&Arc<Route>> {
+        let mut routes: Vec<&Arc<Route>> = self.routes.iter().collect();
+        let damaged = |route: &Route| route.condition().map_or(block::ByteCount::ZERO, |told| told.damaged);
+        routes.sort_by_key(|route| std::cmp::Reverse(damaged(route)));
+        routes
+    }
+
     pub(crate) fn reported(&self, report: AgentReport) {
         self.agent().report = Some(report);
     }
@@ -157,7 +184,7 @@ impl Hub {
         } else {
             (StateCode::Replicating, None)
         };
-        ProcessGroup {
+        let mut shown = ProcessGroup {
             group: self.group,
             generation: held.generation,
             agent: agent.current.as_ref().map(|current| current.name.clone()),
@@ -169,7 +196,10 @@ impl Hub {
             report: agent.report.clone(),
             state,
             last_error,
-        }
+            bottleneck: None,
+        };
+        shown.bottleneck = Bottleneck::of(&shown);
+        shown
     }
 }
 
@@ -194,24 +224,29 @@ impl Route {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn connected(&self) {
-        *self.shown() = Shown { connected: true, state: StateCode::Replicating, last_error: None };
+    fn condition(&self) -> MutexGuard<'_, Option<Condition>> {
+        self.condition.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn failed(&self, state: StateCode, message: &str) {
-        *self.shown() = Shown { connected: false, state, last_error: Some(message.to_owned()) };
+    pub(crate) fn connected(&self) {
+        *self.shown() = Shown { connected: true, state: StateCode::Replicating, ..Shown::default() };
+    }
+
+    pub(crate) fn failed(&self, state: StateCode, message: &str, next_try: UnixNanos) {
+        let (last_error, next_try) = (Some(message.to_owned()), Some(next_try));
+        *self.shown() = Shown { connected: false, state, last_error, next_try };
     }
 
     /// There is nothing to send yet, so nobody was asked.
     pub(crate) fn idle(&self) {
-        *self.shown() = Shown { connected: false, state: StateCode::WaitingForAgent, last_error: None };
+        *self.shown() = Shown { state: StateCode::WaitingForAgent, ..Shown::default() };
     }
 
     fn show(&self, cached: Option<&CacheGroup>, held: Position) -> TargetLink {
         let target =
             cached.and_then(|cached| cached.targets.iter().find(|target| target.name == self.address));
         let applied = target.and_then(|target| target.applied).unwrap_or_default();
-        let Shown { connected, state, last_error } = self.shown().clone();
+        let Shown { connected, state, last_error, next_try } = self.shown().clone();
         TargetLink {
             address: self.address.clone(),
             connected,
@@ -221,6 +256,7 @@ impl Route {
             sent_bytes_per_s: self.sent.per_second(),
             state,
             last_error,
+            next_try,
         }
     }
 }

@@ -16,7 +16,7 @@ use block::{ByteCount, Epoch, Generation};
 use cache::{AppendError, Appender, CacheError, Closed, Event, Position};
 use control::{AgentReport, StateCode};
 use tokio::sync::{mpsc, oneshot, watch};
-use wire::{Answerer, Held, Incoming, Receiver, RefusalCode, Role};
+use wire::{Answerer, Condition, Held, Incoming, Receiver, RefusalCode, Role, Sender};
 
 use crate::hub::{Hub, Turn};
 use crate::server::Server;
@@ -28,6 +28,9 @@ pub const INTAKE_BACKLOG_MAX: usize = 4096;
 /// How long a connection that has a group must be silent before another of the same group replaces it. Agents report
 /// several times in that time.
 pub const TAKEOVER_WAIT: Duration = Duration::from_secs(3);
+
+/// How long a target may take to say what it holds.
+const ADOPT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Why a delivery is refused.
 struct Refusal {
@@ -75,6 +78,9 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver) -> Result<(), Re
         Refusal { code: RefusalCode::Busy, state: None, message }
     })?;
 
+    if server.cache.knows_nothing(group) {
+        adopt(server, &hub, generation).await?;
+    }
     let (events, heard) = mpsc::unbounded_channel();
     let told = hub.clone();
     let observer = Arc::new(move |event| {
@@ -102,10 +108,45 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver) -> Result<(), Re
     let applied_now = applied.borrow_and_update().epoch_in(generation);
     let held = Held { held: appender.held(), applied: applied_now.min(appender.held()) };
     tracing::info!(%group, %generation, held = %held.held, agent = %peer, "delivery begins");
-    receiver.accept(held, INTAKE_WINDOW);
+    match server.cache.is_adopted(group) {
+        true => receiver.accept_rebased(held, INTAKE_WINDOW),
+        false => receiver.accept(held, INTAKE_WINDOW),
+    }
+    let mut condition = hub.condition.subscribe();
+    condition.mark_changed();
     let waiting = VecDeque::new();
-    let intake = Intake { hub, turn, generation, answerer, appender, held, applied, waiting };
+    let intake = Intake { hub, turn, generation, answerer, appender, held, applied, condition, waiting };
     intake.run(server, receiver, heard).await
+}
+
+/// This cache has never held anything of the group. If its targets hold something, an earlier cache was lost: this one begins after
+/// them. All targets must have answered, as what one holds must not be numbered again. One that does not answer makes it
+/// begin like a new group, which an agent or target that knows better refuses.
+async fn adopt(server: &Arc<Server>, hub: &Hub, generation: Generation) -> Result<(), Refusal> {
+    let mut holds = Vec::new();
+    for route in &hub.routes {
+        let asked = async {
+            let credentials = server.credentials.current();
+            let connection = wire::connect(&route.address, Role::TargetServer, &credentials).await?;
+            Sender::open(connection, hub.group, generation).await
+        };
+        match tokio::time::timeout(ADOPT_TIME_MAX, asked).await {
+            Ok(Ok((sender, _))) => {
+                holds.push((route.address.clone(), Position { generation, epoch: sender.held().applied }));
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(group = %hub.group, target = route.address, %error, "ask what a target holds");
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        }
+    }
+    let (server, group) = (server.clone(), hub.group);
+    let adopted = tokio::task::spawn_blocking(move || server.cache.adopt(group, &holds)).await;
+    if adopted.unwrap_or(Err(CacheError::Closing)).map_err(|error| refused(error.into()))? {
+        tracing::warn!(%group, "nothing is held of this group, but its targets have it: the cache goes on after them");
+    }
+    Ok(())
 }
 
 struct Intake {
@@ -116,6 +157,7 @@ struct Intake {
     appender: Appender,
     held: Held,
     applied: watch::Receiver<Position>,
+    condition: watch::Receiver<Option<Condition>>,
     /// What arrived since the cache had no room; the first is a beginning.
     waiting: VecDeque<Incoming>,
 }
@@ -140,6 +182,11 @@ impl Intake {
                     None => return Err(refused(CacheError::Closing.into())),
                 },
                 Ok(()) = self.applied.changed() => self.tell(self.held.held),
+                Ok(()) = self.condition.changed() => {
+                    if let Some(condition) = *self.condition.borrow_and_update() {
+                        self.answerer.tell(condition);
+                    }
+                }
                 incoming = receiver.next(), if self.waiting.len() < INTAKE_BACKLOG_MAX => match incoming {
                     Ok(Some(incoming)) => {
                         self.turn.heard();

@@ -14,9 +14,11 @@ mod hub;
 mod intake;
 mod operate;
 mod server;
+mod turns;
 
 pub use config::{
-    CACHE_BYTES_MIN, Config, ConfigError, GROUPS_MAX, GroupConfig, ProcessServerSection, TARGETS_MAX,
+    CACHE_BYTES_MIN, Config, ConfigError, GROUPS_MAX, GroupConfig, ProcessServerSection, RESYNCS_AT_ONCE_MAX,
+    TARGETS_MAX,
 };
 pub use fleet::FleetProcessServer;
 pub use intake::{INTAKE_BACKLOG_MAX, INTAKE_WINDOW, TAKEOVER_WAIT};

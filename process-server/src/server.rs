@@ -14,11 +14,14 @@ use durable::RealStorage;
 use telemetry::Latencies;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, WireError};
+use wire::{
+    CredentialsError, Listener, LiveCredentials, Opening, Peers, Pending, RetryPolicy, Role, WireError,
+};
 
 use crate::config::{Config, ConfigError, GroupConfig};
 use crate::forward::Forwarder;
 use crate::hub::Hub;
+use crate::turns::Turns;
 use crate::{compare, intake, operate};
 
 /// Why a process server did not start.
@@ -70,7 +73,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Server {
     name: String,
     config: SharedConfig,
-    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) credentials: Arc<LiveCredentials>,
+    /// Targets that are waited for.
+    pub(crate) peers: Peers,
+    pub(crate) turns: Turns,
     pub(crate) cache: Cache,
     fsyncs: Arc<Latencies>,
     groups: Mutex<Groups>,
@@ -121,6 +127,10 @@ impl Server {
         Some(hub)
     }
 
+    pub(crate) fn retry_policy(&self) -> RetryPolicy {
+        read(&self.config).process_server.retry.clone()
+    }
+
     /// Waits until the server is to stop.
     pub(crate) async fn stopping(&self) {
         // An error means that the handle was dropped, which stops as well.
@@ -159,6 +169,7 @@ impl Server {
             (None, false) => worst.and_then(|group| group.last_error.clone()),
         };
         let fsyncs = self.fsyncs.summary();
+        let (resyncs, resyncs_waiting) = self.turns.count();
         ProcessServerStatus {
             time: UnixNanos::now(),
             name: self.name.clone(),
@@ -169,6 +180,8 @@ impl Server {
             cache_limit: cache.bytes_max,
             fsync_ms_p50: fsyncs.p50.as_secs_f64() * 1000.0,
             fsync_ms_p99: fsyncs.p99.as_secs_f64() * 1000.0,
+            resyncs,
+            resyncs_waiting,
             groups,
         }
     }
@@ -203,7 +216,7 @@ impl ProcessServer {
         let listen = config.process_server.listen.clone();
         let config = Arc::new(RwLock::new(config));
         let credentials = Arc::new(load_credentials(&read(&config))?);
-        let name = credentials.identity().name.clone();
+        let name = credentials.current().identity().name.clone();
         let fsyncs = Arc::new(Latencies::new());
         let (opened, report) = {
             let (config, fsyncs) = (config.clone(), fsyncs.clone());
@@ -212,11 +225,22 @@ impl ProcessServer {
         for damage in &report.damages {
             tracing::error!("open the cache: {damage}");
         }
-        let listener = Listener::bind(&listen, credentials.clone()).await?;
+        let listener = Listener::bind_live(&listen, credentials.clone()).await?;
         let local = listener.local_addr();
         let (stop, stopping) = watch::channel(false);
-        let groups = Mutex::default();
-        let server = Arc::new(Server { name, config, credentials, cache: opened, fsyncs, groups, stopping });
+        let (groups, peers) = (Mutex::default(), Peers::default());
+        let turns = Turns::new(read(&config).process_server.resyncs_at_once);
+        let server = Arc::new(Server {
+            name,
+            config,
+            credentials,
+            peers,
+            turns,
+            cache: opened,
+            fsyncs,
+            groups,
+            stopping,
+        });
         for group in server.cache.groups() {
             if server.hub(group).is_none() {
                 tracing::warn!(%group, "changes of a group without a target are held; they take space until it has one");
@@ -254,10 +278,10 @@ pub fn verify(cache: &Path) -> Result<Report, CacheError> {
     cache::verify(&RealStorage, cache)
 }
 
-fn load_credentials(config: &Config) -> Result<Credentials, StartError> {
+fn load_credentials(config: &Config) -> Result<LiveCredentials, StartError> {
     let path = &config.process_server.credentials;
-    let credentials = Credentials::load(path)?;
-    let (role, expected) = (credentials.identity().role, Role::ProcessServer);
+    let credentials = LiveCredentials::load(path)?;
+    let (role, expected) = (credentials.current().identity().role, Role::ProcessServer);
     if role != expected {
         return Err(StartError::Role { path: path.clone(), role, expected });
     }

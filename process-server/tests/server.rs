@@ -259,15 +259,18 @@ async fn a_living_agent_keeps_its_group_and_a_silent_one_is_replaced() {
 async fn a_target_of_another_history_gets_nothing() {
     let world = World::new();
     let a = world.target("a").await;
-    a.change(|state| {
-        state.got.insert(group(1), (1..=5).map(|epoch| (1, epoch, content(1, epoch, 10))).collect());
-    });
+    // It cannot be asked at first, so that the cache begins as for a new group.
+    a.change(|state| state.refuse = Some(RefusalCode::Busy));
     let (server, address) = started(world.config(&[(group(1), &[&a])])).await;
     let mut agent = world.agent(&address, 1, 1).await.unwrap();
     for epoch in 1..=8 {
         agent.put(epoch, 10).await.unwrap();
     }
     agent.wait_cached(8).await;
+    a.change(|state| {
+        state.got.insert(group(1), (1..=5).map(|epoch| (1, epoch, content(1, epoch, 10))).collect());
+        state.refuse = None;
+    });
     until("it is stopped", || server.status().groups[0].targets[0].state == StateCode::Gap).await;
     assert_eq!(a.got(1).len(), 5);
     // A new generation mends it.
@@ -277,6 +280,46 @@ async fn a_target_of_another_history_gets_nothing() {
     agent.wait_applied(1).await;
     assert_eq!(a.got(1).len(), 6);
     server.shutdown().await.unwrap();
+}
+
+/// A process server was lost with its cache. An empty one in its place asks the targets where to go on, and says that it did, until
+/// it holds something of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_cache_goes_on_after_what_its_targets_hold() {
+    let world = World::new();
+    let (a, b) = (world.target("a").await, world.target("b").await);
+    a.change(|state| {
+        state.got.insert(group(1), (1..=5).map(|epoch| (1, epoch, content(1, epoch, 10))).collect());
+    });
+    b.change(|state| {
+        state.got.insert(group(1), (1..=3).map(|epoch| (1, epoch, content(1, epoch, 10))).collect());
+    });
+    let config = world.config(&[(group(1), &[&a, &b]), (group(2), &[&a])]);
+    let (server, address) = started(config.clone()).await;
+    let agent = world.agent(&address, 1, 1).await.unwrap();
+    assert_eq!((agent.held.held, agent.sender.rebased()), (Epoch(5), true));
+    drop(agent);
+    // What it has said outlives it.
+    server.shutdown().await.unwrap();
+    let (server, address) = started(config.clone()).await;
+    let mut agent = world.agent(&address, 1, 1).await.unwrap();
+    assert_eq!((agent.held.held, agent.sender.rebased()), (Epoch(5), true));
+    agent.put(6, 1000).await.unwrap();
+    agent.wait_cached(6).await;
+    until("the one that held most goes on", || a.got(1).len() == 6).await;
+    // The other lacks what nobody has any more.
+    let state = |server: &Handle, target: usize| server.status().groups[0].targets[target].state;
+    until("the gap is said", || state(&server, 1) == StateCode::Gap).await;
+    assert_eq!(b.got(1).len(), 3);
+    drop(agent);
+    let agent = world.agent(&address, 1, 1).await.unwrap();
+    assert!(!agent.sender.rebased());
+    // A new group is just that.
+    let agent = world.agent(&address, 2, 1).await.unwrap();
+    assert_eq!((agent.held.held, agent.sender.rebased()), (Epoch::NONE, false));
+    drop(agent);
+    server.shutdown().await.unwrap();
+    assert!(verify(&cache_dir(&world)).unwrap().is_sound());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,4 +350,46 @@ async fn it_does_not_start_with_the_wrong_credentials_or_twice() {
     assert!(error.to_string().contains("expected a process-server"), "{error}");
     config.process_server.cache_bytes = ByteCount::mib(1);
     assert!(matches!(ProcessServer::check(&config), Err(StartError::Config(_))));
+}
+
+/// Comparisons read whole disks. Only so many go on at a time; the others hear how many are before them, and come in when
+/// one ends, however it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn comparisons_take_turns() {
+    let world = World::new();
+    let target = world.target("t").await;
+    let mut config = world.config(&[(group(1), &[&target]), (group(2), &[&target]), (group(3), &[&target])]);
+    config.process_server.resyncs_at_once = 1;
+    let (server, address) = started(config).await;
+    let mut one = world.comparison(&address, 1).await;
+    assert_eq!(one.turn().await.unwrap().ahead, 0);
+    let mut two = world.comparison(&address, 2).await;
+    assert_eq!(two.turn().await.unwrap(), wire::Turn { ahead: 1, at_once: 1 });
+    let mut three = world.comparison(&address, 3).await;
+    assert_eq!(three.turn().await.unwrap().ahead, 2);
+    assert_eq!((server.status().resyncs, server.status().resyncs_waiting), (1, 2));
+    one.send(7, b"question".as_slice().into()).await.unwrap();
+    assert_eq!(one.next().await.unwrap(), (7, b"question".as_slice().into()));
+    // One that waits gives up.
+    drop(two);
+    until("the second has left", || server.status().resyncs_waiting == 1).await;
+    drop(one);
+    loop {
+        match three.turn().await.unwrap().ahead {
+            0 => break,
+            ahead => assert_eq!(ahead, 1),
+        }
+    }
+    three.send(1, b"mine".as_slice().into()).await.unwrap();
+    assert_eq!(three.next().await.unwrap().0, 1);
+    // What a target says of its replica reaches the agent.
+    let mut agent = world.agent(&address, 1, 1).await.unwrap();
+    let mut told = agent.receipts.condition();
+    agent.put(1, 1000).await.unwrap();
+    agent.wait_applied(1).await;
+    let condition = wire::Condition { has_point: true, damaged: ByteCount(4096) };
+    target.change(|applied| applied.condition = Some(condition));
+    agent.put(2, 1000).await.unwrap();
+    told.wait_for(|told| *told == Some(condition)).await.unwrap();
+    server.shutdown().await.unwrap();
 }

@@ -388,16 +388,24 @@ pub(crate) struct AgentPlace {
 #[command(after_help = "Examples:
   seawall resync
   seawall resync --volume data --json
+  seawall resync --window
 
 To be run as root on the protected machine. The volume is read once here and once at the target, which exchange checksums; only what
 differs is sent. There are no new recovery points until it is done, and `seawall status` shows how far it is. It happens by itself
-when tracking was lost, as after a restart of the machine; ask for it when you have reason to doubt the replica.")]
+when tracking was lost, as after a restart of the machine, in the hours that the agent's configuration has for it; `seawall resync`
+begins what waits. Ask for it also when you have reason to doubt the replica.")]
 pub(crate) struct ResyncOptions {
     #[command(flatten)]
     pub(crate) agent: AgentPlace,
     /// Volume, by name [default: all of the group]
     #[arg(long, value_name = "NAME")]
     pub(crate) volume: Option<String>,
+    /// Begin at once, whatever the agent's hours for it are; this is the default
+    #[arg(long, conflicts_with = "window")]
+    pub(crate) now: bool,
+    /// Begin in the hours that the agent's configuration has for it; points go on until then
+    #[arg(long)]
+    pub(crate) window: bool,
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use block::Label;
-use control::{AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint};
+use control::{AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, ResyncWhen, TakenPoint};
 use seawall_agent::AgentConfig;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -66,7 +66,10 @@ async fn ask(socket: &Path, request: &AgentRequest) -> anyhow::Result<Lines<BufR
 
 /// `seawall resync`: has volumes compared with their replicas.
 pub(crate) async fn resync(options: &ResyncOptions) -> anyhow::Result<()> {
-    let request = AgentRequest::Resync { volume: options.volume.clone() };
+    let request = AgentRequest::Resync {
+        volume: options.volume.clone(),
+        when: if options.window && !options.now { ResyncWhen::Window } else { ResyncWhen::Now },
+    };
     let mut answers = ask(&find_socket(&options.agent)?, &request).await?;
     let line = answers.next_line().await.context("read the agent's answer")?;
     let line = line.context("ask the agent: it ended without an answer; look at its log")?;
@@ -74,10 +77,18 @@ pub(crate) async fn resync(options: &ResyncOptions) -> anyhow::Result<()> {
         .with_context(|| format!("read the agent's answer {line:?}; is it of the same version?"))?;
     match answer {
         AgentAnswer::Comparing { .. } if options.json => Ok(text::say(&format!("{line}\n"))?),
-        AgentAnswer::Comparing { volumes, bytes } => Ok(text::say(&format!(
-            "Comparing {} ({bytes}) with the replica; `seawall status` shows how far it is.\n",
-            volumes.join(", ")
-        ))?),
+        AgentAnswer::Comparing { volumes, bytes, begins } => {
+            let volumes = volumes.join(", ");
+            Ok(text::say(&match begins {
+                None => format!(
+                    "Comparing {volumes} ({bytes}) with the replica; `seawall status` shows how far it is.\n"
+                ),
+                Some(begins) => format!(
+                    "{volumes} ({bytes}) will be compared with the replica from {} on; `--now` begins at once.\n",
+                    text::instant(begins).0
+                ),
+            })?)
+        }
         AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
         _ => bail!("the agent answered what it was not asked: {line}"),
     }

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{ByteCount, ByteOffset, GRANULE_BYTES, Granule};
+use block::{ByteCount, ByteOffset, Extent, GRANULE_BYTES, Granule};
 use bytes::Bytes;
-use changeset::{CompareAnswer, CompareQuestion, Conversation, Digester};
+use changeset::{CompareAnswer, CompareQuestion, Conversation, DAMAGED_GRANULES_MAX, Digester};
 use replica::{GroupReplica, ReplicaError};
 use tokio::sync::{Semaphore, mpsc};
-use wire::{Comparison, RefusalCode, Role};
+use wire::{Comparison, RefusalCode, Role, Turn};
 
 use crate::refusal::Refusal;
 use crate::server::Server;
@@ -50,6 +50,10 @@ async fn answer_all(server: &Arc<Server>, comparison: &mut Comparison) -> Result
             "compare generation {generation} of group {id}: its replica follows generation {followed}"
         );
         return Err(Refusal::new(RefusalCode::Generation, message));
+    }
+    // Whoever passes questions on here has given out turns.
+    if comparison.tell_turn(Turn { ahead: 0, at_once: u32::MAX }).await.is_err() {
+        return Ok(());
     }
     let conversation = Conversation::new(&group.key, id, generation, &comparison.conversation());
     let digester = Digester::new(&group.key, id, generation);
@@ -114,19 +118,49 @@ fn compare(
     let Some(volume) = volumes.iter().find(|volume| volume.info.id == question.volume) else {
         return Ok(CompareAnswer::Unknown);
     };
+    if question.is_about_damage() {
+        return Ok(CompareAnswer::Damaged(damaged(replica, question)));
+    }
     let size = volume.info.size;
     let granules: Vec<Granule> = question.granules().collect();
     if granules.last().is_none_or(|last| last.offset() >= ByteOffset(size.0)) {
         return Ok(CompareAnswer::Unknown);
     }
+    // What is damaged is sent, even if it should be the checksum of it that was damaged.
+    let damaged: Vec<Extent> = replica.damaged_blocks(question.volume);
     let mut digests = Vec::with_capacity(granules.len());
     let mut data = vec![0; GRANULE_BYTES as usize];
     for granule in granules {
         let length = ByteCount(size.0 - granule.offset().0).min(ByteCount(GRANULE_BYTES));
         let data = &mut data[..length.0 as usize];
         replica.read_newest(question.volume, data, granule.offset())?;
-        digests.push(digester.granule(question.volume, granule, data));
+        let mut digest = digester.granule(question.volume, granule, data);
+        if damaged.iter().any(|extent| is_in(granule, extent)) {
+            digest = digest.map(|byte| !byte);
+        }
+        digests.push(digest);
     }
     let same = digester.all(digests.iter()) == question.digest;
     Ok(if same { CompareAnswer::Same } else { CompareAnswer::Differs(digests) })
+}
+
+fn is_in(granule: Granule, extent: &Extent) -> bool {
+    (extent.offset().granule().0..extent.end().0.div_ceil(GRANULE_BYTES)).contains(&granule.0)
+}
+
+/// The first granules that a scrub found damaged, from where the question says.
+fn damaged(replica: &GroupReplica, question: &CompareQuestion) -> Vec<Granule> {
+    let mut granules = Vec::new();
+    for extent in replica.damaged_blocks(question.volume) {
+        let first = extent.offset().granule().max(question.first);
+        for granule in first.0..extent.end().0.div_ceil(GRANULE_BYTES) {
+            if granules.len() == DAMAGED_GRANULES_MAX {
+                return granules;
+            }
+            if granules.last() != Some(&Granule(granule)) {
+                granules.push(Granule(granule));
+            }
+        }
+    }
+    granules
 }

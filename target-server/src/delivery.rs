@@ -20,7 +20,7 @@ use bytes::Bytes;
 use changeset::{Changeset, Opener, SEALED_BYTES_MAX};
 use replica::{GroupReplica, ReplicaError};
 use tokio::sync::{mpsc, oneshot};
-use wire::{Answerer, Held, Incoming, Receiver, RefusalCode, Role};
+use wire::{Answerer, Condition, Held, Incoming, Receiver, RefusalCode, Role};
 
 use crate::group::Group;
 use crate::refusal::Refusal;
@@ -93,6 +93,8 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver, sender: &str) ->
     }
     tracing::info!(group = %group.id, %generation, %applied, %sender, "delivery begins");
     receiver.accept(Held { held: applied, applied }, CREDIT_BYTES);
+    let told_condition = condition(&replica, false);
+    answerer.tell(told_condition);
 
     let (pieces, taken) = mpsc::channel(PIECES_QUEUED_MAX);
     // One is being opened and one being applied; the others wait here.
@@ -105,7 +107,9 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver, sender: &str) ->
     };
     let applier = {
         let (answerer, group) = (answerer.clone(), group.clone());
-        thread("apply", move || told(&group, &answerer, apply_all(&waiting, &group, &replica, &answerer)))?
+        thread("apply", move || {
+            told(&group, &answerer, apply_all(&waiting, &group, &replica, &answerer, told_condition))
+        })?
     };
     let received = receive(server, receiver, pieces, applied).await;
     // Both threads end when the one before them has; the applier's word is the weightiest, then the opener's.
@@ -233,17 +237,33 @@ fn apply_all(
     group: &Group,
     replica: &GroupReplica,
     answerer: &Answerer,
+    mut condition_told: Condition,
 ) -> Result<(), Refusal> {
     for changeset in changesets {
         let begun = Instant::now();
         let applied = replica.apply(&changeset)?;
         group.applied(&applied, begun.elapsed());
         answerer.hold(Held { held: applied.epoch, applied: applied.epoch });
+        let now = condition(replica, condition_told.has_point);
+        if now != condition_told {
+            answerer.tell(now);
+            condition_told = now;
+        }
         tracing::debug!(
             group = %group.id, epoch = %applied.epoch, written = %applied.written, took = ?begun.elapsed(), "applied"
         );
     }
     Ok(())
+}
+
+/// How the replica is, for the source. `had_point`: it has a point, as is known already; a group never loses its last one.
+fn condition(replica: &GroupReplica, had_point: bool) -> Condition {
+    let volumes = replica.volumes();
+    let damaged = volumes.iter().flat_map(|volume| replica.damaged_blocks(volume.info.id));
+    Condition {
+        has_point: had_point || replica.points_summary().count > 0,
+        damaged: damaged.map(|extent| extent.length()).sum(),
+    }
 }
 
 /// Tells the sender of a failure at once: the network's reader may be waiting for bytes that will not come.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ pub struct System {
     running: Vec<(Part, Child)>,
     /// Where the agent's program, configuration and log are, when not with the others.
     agent_home: Option<PathBuf>,
+    /// The network namespace that the agent runs in, when not in the test's.
+    agent_network: Option<String>,
 }
 
 /// A program that `cargo build` made, beside the running program or above the running test.
@@ -68,8 +71,10 @@ impl System {
         command.arg("--target-server").arg(format!("127.0.0.1:{}", free_port()?));
         let output = command.output()?;
         ensure!(output.status.success(), "seawall init: {}", String::from_utf8_lossy(&output.stderr));
-        let system = System { dir, running: Vec::new(), agent_home: None };
+        let system = System { dir, running: Vec::new(), agent_home: None, agent_network: None };
         let socket = system.socket();
+        // Tests of when a resync begins say so themselves; all others must not depend on the hour.
+        system.edit(Part::Agent, |text| format!("{text}\n[resync]\nwindow = []\n"))?;
         system.edit(Part::Agent, |text| {
             let text = text.replace(
                 "keep_tracking = true",
@@ -144,14 +149,32 @@ impl System {
     /// # Errors
     /// When the program is missing.
     pub fn start(&mut self, part: Part) -> anyhow::Result<()> {
+        self.start_with(part, &[])
+    }
+
+    /// As [`System::start`], with variables in its environment.
+    ///
+    /// # Errors
+    /// When the program is missing.
+    pub fn start_with(&mut self, part: Part, variables: &[(&str, &str)]) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log(part))?;
         let program = match (part, &self.agent_home) {
             (Part::Agent, Some(home)) => home.join("seawall-agent"),
             _ => program(&format!("seawall-{}", part.name()))?,
         };
-        let child = Command::new(program)
+        // Only the network: the mount of BPF's file system must stay in sight.
+        let mut command = match (part, &self.agent_network) {
+            (Part::Agent, Some(network)) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={network}")).arg(program);
+                command
+            }
+            _ => Command::new(program),
+        };
+        let child = command
             .args(["--log", self.log_filter(part), "run", "--config"])
             .arg(self.config(part))
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -199,6 +222,21 @@ impl System {
         fs::read_to_string(self.log(part)).unwrap_or_default()
     }
 
+    /// Lets the agent run in a network of its own from its next start on.
+    pub fn enter_network(&mut self, namespace: &str) {
+        self.agent_network = Some(namespace.to_owned());
+    }
+
+    /// Where a server listens, as its configuration says.
+    ///
+    /// # Errors
+    /// When that does not say it.
+    pub fn listens(&self, part: Part) -> anyhow::Result<String> {
+        let text = fs::read_to_string(self.config(part))?;
+        let listen = text.lines().find_map(|line| line.strip_prefix("listen = "));
+        Ok(listen.context("where it listens")?.trim_matches('"').to_owned())
+    }
+
     /// kill -9.
     ///
     /// # Errors
@@ -212,6 +250,51 @@ impl System {
         }
         child.kill()?;
         child.wait()?;
+        Ok(())
+    }
+
+    /// What `seawall status --json` prints, also when a server does not answer.
+    ///
+    /// # Errors
+    /// When it prints nothing of the kind.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        let output = Command::new(program("seawall")?)
+            .args(["status", "--json", "--dir"])
+            .arg(self.dir.path().join("seawall"))
+            .output()?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("read status: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Waits until a part has been killed, by itself or by somebody else.
+    ///
+    /// # Errors
+    /// When it does not run, ends otherwise, or has not ended within 60 s.
+    pub fn wait_killed(&mut self, part: Part) -> anyhow::Result<()> {
+        let index =
+            self.running.iter().position(|(running, _)| *running == part).context("it does not run")?;
+        let limit = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.running[index].1.try_wait()? {
+                self.running.remove(index);
+                let killed = status.signal() == Some(9);
+                ensure!(killed, "{} ended by itself: {status}\n{}", part.name(), self.logged(part));
+                return Ok(());
+            }
+            ensure!(Instant::now() < limit, "{} goes on\n{}", part.name(), self.logged(part));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends the tracking that a stopped agent has left, as a restart of the machine does.
+    ///
+    /// # Errors
+    /// When the agent's program says why it cannot.
+    pub fn detach(&self) -> anyhow::Result<()> {
+        let config = self.config(Part::Agent);
+        let output =
+            Command::new(program("seawall-agent")?).args(["detach", "--config"]).arg(config).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 

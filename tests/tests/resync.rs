@@ -77,8 +77,12 @@ fn kernel_a_resync_sends_only_what_differs() -> anyhow::Result<()> {
     system.wait_for_points("a first point", |points| !points.is_empty())?;
     let mut counts = writers.stop()?;
     let before = system.wait_for_now()?;
-    let first_copy = report(&system)?["sent_bytes_total"].as_u64().context("bytes sent")?;
-    ensure!(first_copy > 190 * MIB, "the first copy is sent whole: {first_copy}");
+    // A report may be older than the point.
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while report(&system)?["sent_bytes_total"].as_u64() <= Some(190 * MIB) {
+        ensure!(std::time::Instant::now() < limit, "the first copy is sent whole: {}", report(&system)?);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
 
     lose_tracking(&mut system)?;
     let old = dir.path().join("old");
@@ -179,6 +183,8 @@ fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
     std::fs::write(&image, random(64 * MIB)?)?;
     let disk = LoopDisk::attach(&image, 512)?;
     let mut system = System::init(&[disk.device()], 100)?;
+    // What the scrub finds would be mended by itself: not now.
+    closed_hours(&system)?;
     system.start_all()?;
     let first = system.wait_for_now()?;
     ensure!(scrub(&system)? == serde_json::json!([]), "nothing is damaged yet");
@@ -227,6 +233,130 @@ fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
         ensure!(std::time::Instant::now() < limit, "{said}");
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
+}
+
+/// `[resync]` of the agent: hours that begin in two hours, whatever the time is.
+fn closed_hours(system: &System) -> anyhow::Result<()> {
+    let hour = (block::UnixNanos::now().0 / 1_000_000_000 / 3600) % 24;
+    let text = format!(
+        "[resync]\ntime_zone = \"UTC\"\n[[resync.window]]\nfrom = \"{:02}:00\"\nto = \"{:02}:00\"\n",
+        (hour + 2) % 24,
+        (hour + 3) % 24
+    );
+    system.edit(Part::Agent, |config| config.replace("[resync]\nwindow = []\n", &text))
+}
+
+/// The resync that the agent's report shows, once it satisfies the condition.
+fn wait_for_resync(
+    system: &System,
+    holds: impl Fn(&serde_json::Value) -> bool,
+) -> anyhow::Result<serde_json::Value> {
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let said = report(system)?;
+        if holds(&said["resync"]) {
+            return Ok(said["resync"].clone());
+        }
+        ensure!(std::time::Instant::now() < limit, "the resync is not as expected: {said}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+/// Tracking was lost outside the hours for resyncs: it waits, says why, until when and how much; no point is offered, and those
+/// from before stay. A command begins it.
+#[test]
+fn kernel_a_resync_waits_for_its_hours_or_a_command() -> anyhow::Result<()> {
+    if !root("kernel_a_resync_waits_for_its_hours_or_a_command") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    std::fs::write(&image, random(64 * MIB)?)?;
+    let disk = LoopDisk::attach(&image, 512)?;
+    let mut system = System::init(&[disk.device()], 100)?;
+    closed_hours(&system)?;
+    // The first copy is none, and waits for nothing.
+    system.start_all()?;
+    let before = system.wait_for_now()?;
+    lose_tracking(&mut system)?;
+    let old = dir.path().join("old");
+    run("blockdev", &["--flushbufs", text(disk.device())])?;
+    run("cp", &["--sparse=always", text(&image), text(&old)])?;
+    let raw = OpenOptions::new().write(true).open(disk.device())?;
+    raw.write_all_at(&random(MIB)?, 20 * MIB)?;
+    raw.sync_all()?;
+    system.start(Part::Agent)?;
+    let waits = wait_for_resync(&system, |resync| resync["stage"] == "waiting-for-window")?;
+    ensure!(waits["reason"] == "tracking-ended" && waits["bytes"] == 64 * MIB, "{waits}");
+    ensure!(waits["begins"].as_u64() > Some(block::UnixNanos::now().0), "{waits}");
+    ensure!(waits["seconds_estimate"].as_u64() > Some(0), "{waits}");
+    // Written meanwhile: it is in no point, and will be in the next.
+    raw.write_all_at(&random(MIB)?, 40 * MIB)?;
+    raw.sync_all()?;
+    let newest = *system.points().last().context("points")?;
+    std::thread::sleep(std::time::Duration::from_secs(2)); // twenty epochs
+    ensure!(system.points().last() == Some(&newest), "a point while tracking has a gap");
+    let said = report(&system)?;
+    ensure!(said["state"] == "resync" && said["compared_bytes"] == 0, "{said}");
+    let out = system.dir().join("point");
+    system.restore(&name(disk.device()), before, &out)?;
+    run("cmp", &[text(&old), text(&out)]).context("the point from before")?;
+
+    let mut command = Command::new(program("seawall")?);
+    let asked = command.args(["resync", "--now", "--json", "--socket"]).arg(system.socket()).output()?;
+    ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    let point = system.wait_for_now()?;
+    ensure!(point > newest);
+    equal(&system, &disk, point)?;
+    wait_for_resync(&system, serde_json::Value::is_null)?;
+
+    // Asked for in the hours, it waits too; but tracking is whole, so that points go on.
+    let mut command = Command::new(program("seawall")?);
+    let asked = command.args(["resync", "--window", "--json", "--socket"]).arg(system.socket()).output()?;
+    let answer: serde_json::Value = serde_json::from_slice(&asked.stdout)?;
+    ensure!(answer["begins"].as_u64() > Some(block::UnixNanos::now().0), "{answer}");
+    let waits = wait_for_resync(&system, |resync| resync["stage"] == "waiting-for-window")?;
+    ensure!(waits["reason"] == "command", "{waits}");
+    let point = system.wait_for_now()?;
+    equal(&system, &disk, point)?;
+    system.stop(Part::Agent)
+}
+
+/// A scrub's findings start a resync of just those granules by themselves.
+#[test]
+fn kernel_what_a_scrub_finds_is_mended_by_itself() -> anyhow::Result<()> {
+    if !root("kernel_what_a_scrub_finds_is_mended_by_itself") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk.img");
+    std::fs::write(&image, random(64 * MIB)?)?;
+    let disk = LoopDisk::attach(&image, 512)?;
+    let mut system = System::init(&[disk.device()], 100)?;
+    system.start_all()?;
+    system.wait_for_now()?;
+    ensure!(scrub(&system)? == serde_json::json!([]), "nothing is damaged yet");
+    let replica = find(&system.place(Part::TargetServer), "replica.img")?.context("the replica's image")?;
+    let file = OpenOptions::new().write(true).open(&replica)?;
+    file.write_all_at(b"damage", 33 * MIB + 77)?;
+    file.write_all_at(b"damage", 50 * MIB + 5)?;
+    file.sync_all()?;
+    let findings = scrub(&system)?;
+    ensure!(findings.as_array().is_some_and(|findings| !findings.is_empty()), "{findings}");
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let mended = system.wait_for_now()?;
+        match equal(&system, &disk, mended) {
+            Err(error) if std::time::Instant::now() > limit => return Err(error),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(300)),
+            Ok(()) => break,
+        }
+    }
+    ensure!(scrub(&system)? == serde_json::json!([]), "it is mended");
+    let said = report(&system)?;
+    ensure!(said["compared_bytes"] == 2 * 65536 && said["different_bytes"] == 2 * 65536, "{said}");
+    wait_for_resync(&system, serde_json::Value::is_null)?;
+    system.stop(Part::Agent)
 }
 
 /// The first file of this name below a directory.

@@ -1,8 +1,11 @@
-//! Developer commands: `cargo xtask test`, `cargo xtask kernel-test`, `cargo xtask bench`, `cargo xtask bpf`.
+//! Developer commands: `cargo xtask test`, `cargo xtask kernel-test`, `cargo xtask bench`, `cargo xtask faults`, `cargo xtask bpf`.
 
 mod bench;
 mod bpf;
+mod faults;
+mod fuzz;
 mod kernel_test;
+mod soak;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +30,12 @@ enum Task {
     KernelTest(kernel_test::Options),
     /// Run benches and print a table of figures with their ratio to the limit of the same run.
     Bench(bench::Options),
+    /// Run the rows of the table of faults in docs/reliability.md.
+    Faults(faults::Options),
+    /// Throw arbitrary bytes at every decoder, for so many seconds each.
+    Fuzz(fuzz::Options),
+    /// Let faults happen under a database until time is up, and check points all the time.
+    Soak(soak::Options),
     /// Compile the capture program; its object is committed beside it.
     Bpf(bpf::Options),
 }
@@ -36,6 +45,9 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => test::run(&options),
         Task::KernelTest(options) => kernel_test::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Faults(options) => faults::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Bpf(options) => bpf::run(&options),
     }
 }

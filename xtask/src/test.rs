@@ -74,7 +74,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Installs missing Debian packages when this is root; otherwise names them.
-fn install() -> anyhow::Result<()> {
+pub(crate) fn install() -> anyhow::Result<()> {
     let headers = HEADERS.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
     install_missing(&PROGRAMS, headers.map(|(_, package)| *package).collect())
 }

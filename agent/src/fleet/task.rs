@@ -8,7 +8,7 @@ use block::{Consistency, GroupId};
 use capture::check::Places;
 use changeset::GroupKey;
 use control::fleet::{ProtectedVolume, Protection, SealFor, TaskKind};
-use control::{AgentAnswer, AgentRequest};
+use control::{AgentAnswer, AgentRequest, ResyncWhen};
 use durable::{RealStorage, Storage};
 use enrol::TaskDone;
 use serde_json::{Value, json};
@@ -126,10 +126,10 @@ async fn point(
 }
 
 async fn resync(post: &Post, volume: Option<String>) -> anyhow::Result<(String, Value)> {
-    let mut answers = ask(&socket(post)?, &AgentRequest::Resync { volume }).await?;
+    let mut answers = ask(&socket(post)?, &AgentRequest::Resync { volume, when: ResyncWhen::Now }).await?;
     let line = answers.next_line().await.context("read the agent's answer")?;
     match serde_json::from_str(&line.context("the agent ended without an answer")?)? {
-        AgentAnswer::Comparing { volumes, bytes } => {
+        AgentAnswer::Comparing { volumes, bytes, .. } => {
             Ok((format!("Comparing {} ({bytes}) with the replica.", volumes.join(", ")), Value::Null))
         }
         AgentAnswer::Refused { reason, .. } => bail!("{reason}"),

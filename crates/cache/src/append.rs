@@ -167,6 +167,7 @@ fn enqueue(shared: &Shared, group: GroupId, owner: u64, chunk: Chunk) -> Result<
         && let Some(group) = state.groups.get_mut(&group)
     {
         group.accepted = chunk.position;
+        group.adopted = false;
     }
     state.queue.push(Job::Chunk(chunk));
     drop(state);

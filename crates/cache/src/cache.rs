@@ -302,6 +302,48 @@ impl Cache {
         Ok(())
     }
 
+    /// Whether nothing was ever held of a group, so that [`Cache::adopt`] is of use.
+    pub fn knows_nothing(&self, group: GroupId) -> bool {
+        let state = self.shared.state.lock();
+        state.groups.get(&group).is_none_or(|group| group.is_empty() && group.base == Position::NONE)
+    }
+
+    /// A cache that knows nothing of a group begins after what its targets hold: the most of `holds`. What an earlier cache had
+    /// acknowledged after it is lost, and nobody has applied it. `false` when something is held meanwhile, or they
+    /// hold nothing.
+    ///
+    /// # Errors
+    /// When the cursor file cannot be written.
+    pub fn adopt(&self, group: GroupId, holds: &[(String, Position)]) -> Result<bool, CacheError> {
+        let base = holds.iter().map(|(_, position)| *position).max().unwrap_or(Position::NONE);
+        let mut state = self.shared.state.lock();
+        configure(&mut state, group, &self.shared.targets);
+        let Some(found) = state.groups.get_mut(&group) else { return Ok(false) };
+        if base.epoch == Epoch::NONE
+            || !found.is_empty()
+            || found.base != Position::NONE
+            || found.lost.is_some()
+        {
+            return Ok(false);
+        }
+        (found.base, found.accepted, found.adopted) = (base, base, true);
+        for (target, position) in holds {
+            if let Some(target) = found.targets.get_mut(target) {
+                target.applied = Some(*position);
+            }
+        }
+        state.cursors_dirty = true;
+        drop(state);
+        // Before anybody is told: a crash must not make it look like something that was held here.
+        write_cursors(&self.shared)?;
+        Ok(true)
+    }
+
+    /// Whether the group begins after what its targets said, and nothing has been held since: see [`Cache::adopt`].
+    pub fn is_adopted(&self, group: GroupId) -> bool {
+        self.shared.state.lock().groups.get(&group).is_some_and(|group| group.is_adopted())
+    }
+
     /// A target has durably applied everything up to `applied`. Kept in the cursor file within
     /// [`CURSORS_EVERY`](crate::CURSORS_EVERY); frees what all targets have applied.
     ///
@@ -553,6 +595,7 @@ fn state(mut found: Found, options: &Options) -> State {
             entries,
             targets,
             lost: cursor.lost.map(|lost| (lost, "found when the cache was opened".into())),
+            adopted: found.adopted.contains(&id),
             ..Group::default()
         };
         group.accepted = group.held();

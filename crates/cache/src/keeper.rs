@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use durable::{OpenMode, replace};
+use durable::{OpenMode, fault_point, replace};
 
 use crate::cache::Shared;
 use crate::error::CacheError;
@@ -69,10 +69,12 @@ pub(crate) fn run(shared: &Arc<Shared>) {
 /// Steps 1 and 2, once.
 fn tidy(shared: &Shared) -> Result<(), CacheError> {
     let (gone, holes) = shared.state.lock().take_garbage();
+    fault_point("before-cursors");
     if let Err(error) = write_cursors(shared) {
         shared.state.lock().give_garbage_back(gone, holes);
         return Err(error);
     }
+    fault_point("after-cursors");
     let mut freed = 0;
     for number in &gone {
         let path = shared.dir.join(segment_name(number.0));

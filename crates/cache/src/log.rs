@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block::{Epoch, Generation, GroupId};
-use durable::{OpenMode, StorageFile};
+use durable::{OpenMode, StorageFile, fault_point};
 
 use crate::cache::Shared;
 use crate::error::CacheError;
@@ -188,10 +188,12 @@ impl Writer {
             let padding = record_bytes(chunk) as usize - HEADER_BYTES - chunk.length as usize;
             slices.push(IoSlice::new(&PADDING[..padding]));
         }
+        fault_point("before-cache-write");
         while let Err(source) = active.file.write_all_vectored_at(&slices, start) {
             wait_for_space(&self.shared, "write", &active.path, source)?;
         }
         active.end = end;
+        fault_point("after-cache-write");
 
         let mut news: News = Vec::with_capacity(run.len());
         let mut state = self.shared.state.lock();
@@ -242,6 +244,7 @@ impl Writer {
         }
         let started = Instant::now();
         active.file.sync_data().map_err(io_error("sync", &active.path))?;
+        fault_point("after-cache-sync");
         if let Some(on_sync) = &self.shared.on_sync {
             on_sync(started.elapsed());
         }
@@ -287,6 +290,7 @@ impl Writer {
                 Err(source) => wait_for_space(&self.shared, "create", &path, source)?,
             }
         };
+        fault_point("before-segment-sync");
         file.sync_data().map_err(io_error("sync", &path))?;
         storage.sync_dir(&self.shared.dir).map_err(io_error("sync directory", &self.shared.dir))?;
         self.next_segment += 1;

@@ -149,6 +149,8 @@ pub(crate) struct Found {
     /// Whether the cursor file differs from `cursors` in more than is written lazily.
     pub(crate) cursors_changed: bool,
     pub(crate) cursors_damaged: bool,
+    /// Groups whose base is what targets said, with nothing held since.
+    pub(crate) adopted: BTreeSet<GroupId>,
     pub(crate) entries: BTreeMap<GroupId, Vec<Entry>>,
     /// Data of no more use, in segments that may stay for others.
     pub(crate) dead: Vec<ChunkAt>,
@@ -239,6 +241,7 @@ pub(crate) fn find(storage: &dyn Storage, dir: &Path, deep: bool) -> Result<Foun
         cursors,
         cursors_changed: cursors_damaged,
         cursors_damaged,
+        adopted: BTreeSet::new(),
         entries: BTreeMap::new(),
         dead: Vec::new(),
         next_arrival: receptions.changesets.keys().max().map_or(1, |arrival| arrival + 1),
@@ -407,6 +410,9 @@ impl Found {
             self.cursors_changed = true;
             cursor.lost = Some(from);
             self.report.damages.push(Damage::Changesets { group, from, through, reason });
+        }
+        if cursor.held == Position::NONE && cursor.base != Position::NONE && entries.is_empty() {
+            self.adopted.insert(group);
         }
         cursor.held = current;
         let mut previous = cursor.base;

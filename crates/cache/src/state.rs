@@ -116,6 +116,8 @@ pub(crate) struct Group {
     pub(crate) bytes: u64,
     pub(crate) targets: BTreeMap<String, Target>,
     pub(crate) lost: Option<(Position, Arc<str>)>,
+    /// `base` is what the targets said, since nothing was known here; and nothing has been held since.
+    pub(crate) adopted: bool,
     /// Counts the appenders opened; only the last may append.
     pub(crate) owner: u64,
     pub(crate) observer: Option<Observer>,
@@ -351,7 +353,8 @@ impl State {
             let applied = |(name, target): (&String, &Target)| Some((name.clone(), target.applied?));
             let cursor = GroupCursor {
                 base: group.base,
-                held: group.held(),
+                // Tells an adopted base from one that was held here.
+                held: if group.is_adopted() { Position::NONE } else { group.held() },
                 lost: group.lost.as_ref().map(|(lost, _)| *lost),
                 targets: group.targets.iter().filter_map(applied).collect(),
             };
@@ -365,6 +368,15 @@ impl State {
 impl Group {
     pub(crate) fn held(&self) -> Position {
         self.entries.back().map_or(self.base, |entry| entry.position)
+    }
+
+    /// Nothing is held, or arriving whole.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.accepted == self.base
+    }
+
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.adopted && self.is_empty()
     }
 
     fn may_append(&self, id: GroupId, generation: Generation) -> Result<(), AppendError> {

@@ -1,4 +1,4 @@
-use block::{ByteCount, Consistency, Epoch, UnixNanos};
+use block::{ByteCount, Consistency, Epoch, Granule, UnixNanos};
 use changeset::{Fold, VolumeInfo};
 
 use crate::CaptureError;
@@ -109,6 +109,11 @@ pub trait Source: Send {
     /// time.
     fn suspect(&mut self, volume: usize) -> bool {
         let _ = volume;
+        false
+    }
+    /// Compares these granules of a volume with the replica again. False when they are compared all the time.
+    fn suspect_granules(&mut self, volume: usize, granules: &mut dyn Iterator<Item = Granule>) -> bool {
+        let _ = (volume, granules);
         false
     }
     /// Lets another source of the same volumes take over what is kept of this one, which is not used any more.

@@ -754,6 +754,17 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
         true
     }
 
+    fn suspect_granules(&mut self, volume: usize, granules: &mut dyn Iterator<Item = Granule>) -> bool {
+        let volume = VolumeIndex(volume as u16);
+        let end = self.tap.granules(volume);
+        for granule in granules.filter(|granule| granule.0 < end) {
+            // In this order, as for all.
+            self.tap.mark_dirty(volume, granule);
+            self.tap.suspect(volume, granule);
+        }
+        true
+    }
+
     fn status(&self) -> SourceStatus {
         let counters = self.tap.counters();
         let mode = if self.tap.data_mode() { Mode::Data } else { Mode::Bitmap };

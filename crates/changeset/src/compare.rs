@@ -23,6 +23,9 @@ const TAG_BYTES: usize = 16;
 /// The longest message. A longer one is refused.
 pub const COMPARE_MESSAGE_BYTES_MAX: usize = 1 + COMPARED_GRANULES_MAX as usize * DIGEST_BYTES + TAG_BYTES;
 
+/// Granules that one answer names as damaged at most.
+pub const DAMAGED_GRANULES_MAX: usize = 256;
+
 /// A keyed checksum: the first half of a keyed BLAKE3.
 pub type GranuleDigest = [u8; DIGEST_BYTES];
 
@@ -91,6 +94,23 @@ impl CompareQuestion {
         CompareQuestion { as_of, volume, first, mask, digest }
     }
 
+    /// Which granules of the volume, from `first` on, the target knows to be damaged: a question about none. It is answered
+    /// by the first [`DAMAGED_GRANULES_MAX`] of them.
+    pub fn damaged(volume: VolumeId, first: Granule) -> CompareQuestion {
+        CompareQuestion {
+            as_of: Epoch::NONE,
+            volume,
+            first,
+            mask: [0; MASK_BYTES],
+            digest: [0; DIGEST_BYTES],
+        }
+    }
+
+    /// Whether it is about damage.
+    pub fn is_about_damage(&self) -> bool {
+        self.mask == [0; MASK_BYTES]
+    }
+
     /// The granules that are meant, in order.
     pub fn granules(&self) -> impl Iterator<Item = Granule> + '_ {
         (0..COMPARED_GRANULES_MAX)
@@ -108,6 +128,8 @@ pub enum CompareAnswer {
     Differs(Vec<GranuleDigest>),
     /// It has no such volume, or not so large.
     Unknown,
+    /// These are damaged; they rise.
+    Damaged(Vec<Granule>),
 }
 
 /// Why a message is not taken.
@@ -207,7 +229,7 @@ impl Conversation {
             mask: bytes[32..32 + MASK_BYTES].try_into().expect("32 bytes"),
             digest: bytes[32 + MASK_BYTES..].try_into().expect("16 bytes"),
         };
-        let aligned = question.first.0.is_multiple_of(COMPARED_GRANULES_MAX);
+        let aligned = question.is_about_damage() || question.first.0.is_multiple_of(COMPARED_GRANULES_MAX);
         let in_range = question.first.0 <= u64::MAX / block::GRANULE_BYTES - COMPARED_GRANULES_MAX;
         if aligned && in_range { Ok(question) } else { Err(CompareError::Content) }
     }
@@ -218,14 +240,20 @@ impl Conversation {
             CompareAnswer::Same => vec![0],
             CompareAnswer::Differs(_) => vec![1],
             CompareAnswer::Unknown => vec![2],
+            CompareAnswer::Damaged(_) => vec![3],
         };
         if let CompareAnswer::Differs(digests) = answer {
             bytes.extend(digests.iter().flatten());
         }
+        if let CompareAnswer::Damaged(granules) = answer {
+            bytes.extend(
+                granules.iter().take(DAMAGED_GRANULES_MAX).flat_map(|granule| granule.0.to_le_bytes()),
+            );
+        }
         self.seal(Direction::Answer, number, bytes)
     }
 
-    /// Opens the answer to a question about so many granules.
+    /// Opens the answer to a question about so many granules; about damage, 0.
     ///
     /// # Errors
     /// When it is not authentic, or none to that question.
@@ -243,6 +271,14 @@ impl Conversation {
             (1, length) if length == granules * DIGEST_BYTES => {
                 let digests = rest.chunks_exact(DIGEST_BYTES);
                 Ok(CompareAnswer::Differs(digests.map(|bytes| bytes.try_into().expect("16 bytes")).collect()))
+            }
+            (3, length) if granules == 0 && length % 8 == 0 && length / 8 <= DAMAGED_GRANULES_MAX => {
+                let damaged: Vec<Granule> = (0..length / 8).map(|at| Granule(u64_at(rest, at * 8))).collect();
+                let in_range = damaged.last().is_none_or(|last| last.0 < u64::MAX / block::GRANULE_BYTES);
+                match damaged.is_sorted_by(|one, next| one < next) && in_range {
+                    true => Ok(CompareAnswer::Damaged(damaged)),
+                    false => Err(CompareError::Content),
+                }
             }
             _ => Err(CompareError::Content),
         }
@@ -291,6 +327,24 @@ mod tests {
             if answer != CompareAnswer::Same && answer != CompareAnswer::Unknown {
                 assert_eq!(ours.open_answer(3, 3, &sealed), Err(CompareError::Content));
             }
+        }
+    }
+
+    #[test]
+    fn damage_is_asked_for_and_told() {
+        let (ours, theirs) = (conversation(1), conversation(1));
+        let question = CompareQuestion::damaged(VOLUME, Granule(77));
+        let sealed = ours.seal_question(5, &question);
+        let opened = theirs.open_question(5, &sealed).unwrap();
+        assert!(opened.is_about_damage() && opened == question);
+        for granules in [vec![], vec![Granule(3), Granule(900)]] {
+            let sealed = theirs.seal_answer(5, &CompareAnswer::Damaged(granules.clone()));
+            assert_eq!(ours.open_answer(5, 0, &sealed), Ok(CompareAnswer::Damaged(granules)));
+            assert_eq!(ours.open_answer(5, 1, &sealed), Err(CompareError::Content));
+        }
+        for bad in [vec![Granule(3), Granule(3)], vec![Granule(4), Granule(3)], vec![Granule(u64::MAX)]] {
+            let sealed = theirs.seal_answer(6, &CompareAnswer::Damaged(bad));
+            assert_eq!(ours.open_answer(6, 0, &sealed), Err(CompareError::Content));
         }
     }
 

@@ -24,7 +24,7 @@ mod workers;
 pub use changes::{Change, Changeset, Payload};
 pub use compare::{
     COMPARE_MESSAGE_BYTES_MAX, COMPARED_GRANULES_MAX, CONVERSATION_BYTES, CompareAnswer, CompareError,
-    CompareQuestion, Conversation, Digester, GranuleDigest,
+    CompareQuestion, Conversation, DAMAGED_GRANULES_MAX, Digester, GranuleDigest,
 };
 pub use fold::Fold;
 pub use header::{HeaderError, MAGIC, RoutingHeader, Stamp, VERSION};

@@ -4,6 +4,8 @@
 use block::{ByteCount, Consistency, Epoch, GroupId, Label, PointNote, UnixNanos};
 use serde::{Deserialize, Serialize};
 
+use crate::ResyncWhen;
+
 /// Where agents put their sockets, named for their groups, unless configured otherwise.
 pub const AGENT_SOCKET_DIR: &str = "/run/seawall";
 /// The longest request, in bytes. More is refused.
@@ -29,6 +31,9 @@ pub enum AgentRequest {
         /// By name; all when left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         volume: Option<String>,
+        /// When.
+        #[serde(default)]
+        when: ResyncWhen,
     },
 }
 
@@ -48,12 +53,15 @@ pub enum AgentAnswer {
         /// Of the point.
         epoch: Epoch,
     },
-    /// These volumes are being compared; status tells how far it is. The last answer.
+    /// These volumes are compared, or will be; status tells how far it is. The last answer.
     Comparing {
         /// Their names.
         volumes: Vec<String>,
         /// Their size, all together.
         bytes: ByteCount,
+        /// When that begins, if not as soon as the process server gives it its turn.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        begins: Option<UnixNanos>,
     },
     /// It is not done. The last answer.
     Refused {
@@ -130,10 +138,14 @@ mod tests {
         };
         assert!(serde_json::from_str::<AgentRequest>(&short.replace("}", ",\"label\":\"\"}")).is_err());
         assert!(serde_json::from_str::<AgentRequest>(r#"{"request":"reboot"}"#).is_err());
-        request(r#"{"request":"resync"}"#, AgentRequest::Resync { volume: None });
+        let AgentRequest::Resync { volume: None, when: ResyncWhen::Now } =
+            serde_json::from_str(r#"{"request":"resync"}"#).unwrap()
+        else {
+            panic!("a resync is of all volumes, now");
+        };
         request(
-            r#"{"request":"resync","volume":"data"}"#,
-            AgentRequest::Resync { volume: Some("data".into()) },
+            r#"{"request":"resync","volume":"data","when":"window"}"#,
+            AgentRequest::Resync { volume: Some("data".into()), when: ResyncWhen::Window },
         );
 
         let answer = |json: &str, answer: AgentAnswer| {
@@ -166,7 +178,7 @@ mod tests {
         answer(r#"{"answer":"applied","epoch":7}"#, AgentAnswer::Applied { epoch: Epoch(7) });
         answer(
             r#"{"answer":"comparing","volumes":["data"],"bytes":4096}"#,
-            AgentAnswer::Comparing { volumes: vec!["data".into()], bytes: ByteCount(4096) },
+            AgentAnswer::Comparing { volumes: vec!["data".into()], bytes: ByteCount(4096), begins: None },
         );
     }
 }

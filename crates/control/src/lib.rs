@@ -4,10 +4,12 @@
 //! still be read; names and codes never change their meaning.
 
 mod agent;
+mod bottleneck;
 mod export;
 mod failover;
 pub mod fleet;
 mod request;
+mod resync;
 mod retain;
 mod state;
 mod status;
@@ -15,12 +17,14 @@ mod status;
 pub use agent::{
     AGENT_REQUEST_BYTES_MAX, AGENT_SOCKET_DIR, AgentAnswer, AgentRefusal, AgentRequest, TakenPoint,
 };
+pub use bottleneck::{Bottleneck, BottleneckStage, TARGET_BEHIND_BYTES, WAY_BEHIND_BYTES};
 pub use export::{
     ExportInfo, ExportPlace, ExportRequest, ExportsReply, VIEW_HASH_BYTES, VIEW_HASH_UNIT, VIEW_RANGES_MAX,
     ViewRange,
 };
 pub use failover::{FailoverInfo, FailoverReply, FailoverStep};
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
+pub use resync::{ResyncReason, ResyncStage, ResyncStatus, ResyncWhen};
 pub use retain::{DamagedRange, DeleteReply, PinInfo, PinReply, ScrubFinding, ScrubProgressInfo, ScrubReply};
 pub use state::{Severity, StateCode};
 pub use status::{

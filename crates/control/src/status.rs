@@ -3,7 +3,7 @@ use std::fmt;
 use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportInfo, FailoverInfo, PointInfo, StateCode};
+use crate::{Bottleneck, ExportInfo, FailoverInfo, PointInfo, ResyncStatus, StateCode};
 
 /// How the writes of a volume are being captured now, from best to worst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -101,6 +101,12 @@ pub struct AgentReport {
     pub epoch_memory_limit: ByteCount,
     /// Sealed and not yet sent.
     pub unsent_bytes: ByteCount,
+    /// Memory of the open epoch.
+    #[serde(default)]
+    pub open_bytes: ByteCount,
+    /// So many epochs wait that the open one is not ended: later writes to the same place replace earlier ones in it.
+    #[serde(default)]
+    pub coalescing: bool,
     /// What is to be compared with the replica, because it is not known whether it changed.
     #[serde(default)]
     pub suspect_bytes: ByteCount,
@@ -124,6 +130,12 @@ pub struct AgentReport {
     /// The last thing that went wrong, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// The resync that goes on, or waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync: Option<ResyncStatus>,
+    /// When the process server is tried again, if it is not reached. A peer's return is tried earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<UnixNanos>,
 }
 
 impl AgentReport {
@@ -170,6 +182,12 @@ pub struct ProcessServerStatus {
     pub fsync_ms_p50: f64,
     /// 99 of 100 fsyncs took no longer, in milliseconds.
     pub fsync_ms_p99: f64,
+    /// How many groups compare their disks with their replicas now.
+    #[serde(default)]
+    pub resyncs: usize,
+    /// How many wait for their turn to do so.
+    #[serde(default)]
+    pub resyncs_waiting: usize,
     /// The groups it serves.
     pub groups: Vec<ProcessGroup>,
 }
@@ -202,6 +220,9 @@ pub struct ProcessGroup {
     /// The last thing that went wrong, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// The stage that holds the others up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bottleneck: Option<Bottleneck>,
 }
 
 /// The way from a process server to one target.
@@ -224,6 +245,9 @@ pub struct TargetLink {
     /// The last thing that went wrong, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// When it is tried again, if it is not reached. A peer's return is tried earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<UnixNanos>,
 }
 
 /// How a target server is.
@@ -352,6 +376,7 @@ mod tests {
             sent_bytes_per_s: 3.0,
             state: StateCode::Unreachable,
             last_error: None,
+            next_try: Some(UnixNanos(9)),
         };
         let group = ProcessGroup {
             group: GroupId([1; 16]),
@@ -365,6 +390,7 @@ mod tests {
             report: Some(report()),
             state: StateCode::Replicating,
             last_error: None,
+            bottleneck: None,
         };
         let process = ProcessServerStatus { groups: vec![group], ..ProcessServerStatus::default() };
         let json = survives(&ServerStatus::ProcessServer(process));

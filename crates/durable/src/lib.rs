@@ -9,6 +9,7 @@
 //! second (one sync, bounded size).
 
 mod crash;
+mod fault;
 mod pages;
 mod real;
 mod record;
@@ -16,6 +17,7 @@ mod replace;
 mod storage;
 
 pub use crash::{CrashStorage, Fault};
+pub use fault::{FAULT_VARIABLE, fault_point};
 pub use real::RealStorage;
 pub use record::{RECORD_PAYLOAD_BYTES_MAX, RecordError, RecordFile};
 pub use replace::{REPLACE_SUFFIX, replace};

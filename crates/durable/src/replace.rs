@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::{OpenMode, Storage};
+use crate::{OpenMode, Storage, fault_point};
 
 /// What [`replace`] appends to a file's name for the new content until it is durable. A file of such a name found
 /// when a directory is opened is a leftover of a crash and may be removed.
@@ -32,7 +32,9 @@ pub fn replace(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> io::Result<(
     file.set_len(0)?;
     file.write_all_at(bytes, 0)?;
     file.sync_data()?;
+    fault_point("before-rename");
     storage.rename(&beside, path)?;
+    fault_point("after-rename");
     storage.sync_dir(path.parent().unwrap_or(Path::new("")))
 }
 

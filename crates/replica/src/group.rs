@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use block::{ByteCount, ByteOffset, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use changeset::{Changeset, Payload, VolumeInfo};
-use durable::Storage;
+use durable::{Storage, fault_point};
 use parking_lot::Mutex;
 
 use crate::delta::{Change, Content, Delta, ranges};
@@ -233,6 +233,7 @@ impl GroupReplica {
             writer.state_file.write(&state, &self.core.dir)?;
             writer.state = state;
         }
+        fault_point("before-layer");
         let layer = match writer.state.floor > Epoch::NONE || delta.stamp.consistency.is_point() {
             true => Some(self.write_layer(writer, delta, &plan)?),
             false => None,
@@ -241,6 +242,7 @@ impl GroupReplica {
         if let Some(layer) = &layer {
             self.core.shared.write().layers.push_back(layer.clone());
         }
+        fault_point("after-layer");
         match self.write_images(&writer.state, delta, &plan) {
             Err(error) if error.is_retryable() => {
                 writer.unfinished = layer;
@@ -254,9 +256,11 @@ impl GroupReplica {
             }
             other => other?,
         }
+        fault_point("after-image");
         let floor = self.floor_after(&writer.state, delta);
         let state = State { floor, ..plan.state };
         writer.state_file.write(&state, &self.core.dir)?;
+        fault_point("after-state");
         self.publish(writer, state, delta, plan.images);
         self.core.uncatalogued.fetch_add(usize::from(bytes.is_some()), Ordering::Relaxed);
         Ok(Applied {
@@ -421,6 +425,7 @@ impl GroupReplica {
         let run = |job: &Job<'_>| {
             job.image.grow(job.before, job.size)?;
             job.image.write_changes(job.changes)?;
+            fault_point("before-image-sync");
             job.image.sync()
         };
         if let [job] = &jobs[..] {

@@ -17,6 +17,31 @@ pub const COMPARE_BYTES_MAX: ByteCount = ByteCount::kib(8);
 /// Bytes of the random number that names a conversation.
 pub const CONVERSATION_BYTES: usize = 16;
 const OPENING_BYTES: usize = 16 + 8 + CONVERSATION_BYTES;
+const TURN_BYTES: usize = 8;
+
+/// When whoever opened a conversation may ask: comparisons read whole disks, so only so many go on at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// How many are before it; 0: it may ask now.
+    pub ahead: u32,
+    /// How many may ask at a time.
+    pub at_once: u32,
+}
+
+impl Turn {
+    fn encode(self) -> Bytes {
+        let mut bytes = Vec::with_capacity(TURN_BYTES);
+        bytes.extend_from_slice(&self.ahead.to_le_bytes());
+        bytes.extend_from_slice(&self.at_once.to_le_bytes());
+        bytes.into()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Turn> {
+        let (ahead, at_once) = bytes.split_first_chunk::<4>()?;
+        let at_once = at_once.try_into().ok()?;
+        Some(Turn { ahead: u32::from_le_bytes(*ahead), at_once: u32::from_le_bytes(at_once) })
+    }
+}
 
 /// A conversation about what both ends hold.
 #[derive(Debug)]
@@ -105,8 +130,49 @@ impl Comparison {
         }
     }
 
+    /// Tells whoever opened how long it waits. Nothing is asked before 0 are ahead.
+    ///
+    /// # Errors
+    /// When the other side refuses, or the connection ended.
+    pub async fn tell_turn(&self, turn: Turn) -> Result<(), WireError> {
+        self.link.send(Outgoing::new(FrameKind::Compare, 0, vec![turn.encode()])).await
+    }
+
+    /// Waits for news of the own turn. Cancelling loses nothing.
+    ///
+    /// # Errors
+    /// When the other side refuses, breaks the protocol, or the connection ended.
+    pub async fn turn(&mut self) -> Result<Turn, WireError> {
+        let frame = self.link.next().await?;
+        let turn =
+            (frame.kind == FrameKind::Compare && frame.argument == 0).then(|| Turn::decode(&frame.payload));
+        turn.flatten()
+            .ok_or_else(|| self.link.violated("something else came in place of a turn in a comparison"))
+    }
+
+    /// Waits until the conversation has ended.
+    pub async fn ended(&self) -> WireError {
+        self.link.shared.failed().await
+    }
+
     /// Refuses and closes. Whether the other side should try again follows from the code.
     pub fn refuse(&self, code: RefusalCode, message: &str) {
         self.link.shared.refuse(code, code.is_retryable(), message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As docs/formats/wire.md has it.
+    #[test]
+    fn golden_bytes() {
+        let turn = Turn { ahead: 3, at_once: 0x0102 };
+        assert_eq!(turn.encode().as_ref(), [3, 0, 0, 0, 2, 1, 0, 0]);
+        assert_eq!(Turn::decode(&turn.encode()), Some(turn));
+        for length in (0..20).filter(|length| *length != TURN_BYTES) {
+            assert_eq!(Turn::decode(&vec![0; length]), None);
+        }
     }
 }

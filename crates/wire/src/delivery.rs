@@ -14,7 +14,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::frame::{Accept, Begin, FRAME_PAYLOAD_MAX, Frame, FrameError, FrameKind, Held, Open, Outgoing};
+use crate::frame::{
+    Accept, Begin, Condition, FRAME_PAYLOAD_MAX, Frame, FrameError, FrameKind, Held, Open, Outgoing,
+};
 use crate::identity::Identity;
 use crate::link::{Link, Shared, Timing, send};
 use crate::listener::Connection;
@@ -36,6 +38,7 @@ pub struct Sender {
     granted: watch::Receiver<u64>,
     sent: u64,
     opening: Held,
+    rebased: bool,
     current: Option<Current>,
 }
 
@@ -98,13 +101,20 @@ impl Sender {
         }
         let receipts = Receipts { shared: shared.clone(), held, _outgoing: outgoing.clone() };
         let granted = shared.granted.subscribe();
-        let sender = Sender { shared, outgoing, granted, sent: 0, opening: accept.held, current: None };
+        let Accept { held: opening, rebased, .. } = accept;
+        let sender = Sender { shared, outgoing, granted, sent: 0, opening, rebased, current: None };
         Ok((sender, receipts))
     }
 
     /// What the receiver held when it accepted: delivery goes on after it.
     pub fn held(&self) -> Held {
         self.opening
+    }
+
+    /// Whether the receiver has lost what it held, and goes on after what the replicas at the end of the way hold. No replica
+    /// holds more than [`Sender::held`] says: what it acknowledged after that is gone, and may be numbered again.
+    pub fn rebased(&self) -> bool {
+        self.rebased
     }
 
     /// Sends one changeset whole. Waits for credit as needed.
@@ -239,6 +249,14 @@ impl Sender {
 }
 
 impl Receipts {
+    /// How the replica at the end of the way is, when somebody has said so, and news of it.
+    pub fn condition(&self) -> watch::Receiver<Option<Condition>> {
+        let mut condition = self.shared.condition.subscribe();
+        // What came with the acceptance is news too.
+        condition.mark_changed();
+        condition
+    }
+
     /// Waits for news of what the receiver holds. News that came in quick succession are told as the last one.
     ///
     /// # Errors
@@ -305,7 +323,12 @@ impl Receiver {
 
     /// Accepts: says what is held, and grants the first credit. To refuse instead, use [`Answerer::refuse`].
     pub fn accept(&self, held: Held, credit: ByteCount) {
-        self.link.shared.accept(Accept { held, credit });
+        self.link.shared.accept(Accept { held, credit, rebased: false });
+    }
+
+    /// As [`Receiver::accept`], by a receiver that has lost what it held: `held` is what the replicas hold.
+    pub fn accept_rebased(&self, held: Held, credit: ByteCount) {
+        self.link.shared.accept(Accept { held, credit, rebased: true });
     }
 
     /// What answers the sender, usable from other tasks.
@@ -389,6 +412,11 @@ impl Answerer {
     /// Tells what is durable now. Call it only when it is.
     pub fn hold(&self, held: Held) {
         self.shared.hold(held);
+    }
+
+    /// Tells how the replica at the end of the way is. Only after the delivery was accepted.
+    pub fn tell(&self, condition: Condition) {
+        self.shared.tell(condition);
     }
 
     /// Refuses and closes. Whether the sender should try again follows from the code.

@@ -8,6 +8,7 @@ use crate::credentials::CredentialsError;
 use crate::frame::FrameError;
 use crate::handshake::HandshakeError;
 use crate::refusal::RefusalCode;
+use crate::retry::FailureClass;
 
 /// Why a conversation with a peer did not take place or ended. Cheap to clone, so that every half of a connection can
 /// tell the one reason.
@@ -142,6 +143,16 @@ impl WireError {
             | WireError::Length { .. }
             | WireError::TooLarge { .. }
             | WireError::Credentials(_) => false,
+        }
+    }
+
+    /// How it is tried again. A peer whose own store failed follows the schedule: somebody else mends it, and nothing has to
+    /// be done on this side.
+    pub fn class(&self) -> FailureClass {
+        match self {
+            WireError::Refused { code: RefusalCode::Failed, .. } => FailureClass::Recoverable,
+            error if error.is_retryable() => FailureClass::Recoverable,
+            _ => FailureClass::NonRecoverable,
         }
     }
 

@@ -36,6 +36,8 @@ pub enum FrameKind {
     Hold = 21,
     /// A sender's status, JSON.
     Report = 22,
+    /// What the receiver says of the replica at the end of the way.
+    Condition = 23,
     /// An operator's request, JSON.
     Request = 32,
     /// Part of an answer, JSON; the argument is how many bytes follow in further frames.
@@ -49,7 +51,7 @@ pub enum FrameKind {
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 15] = [
+    const ALL: [FrameKind; 16] = [
         FrameKind::Ping,
         FrameKind::Refuse,
         FrameKind::Grant,
@@ -60,6 +62,7 @@ impl FrameKind {
         FrameKind::End,
         FrameKind::Hold,
         FrameKind::Report,
+        FrameKind::Condition,
         FrameKind::Request,
         FrameKind::Reply,
         FrameKind::View,
@@ -195,11 +198,23 @@ pub struct Held {
     pub applied: Epoch,
 }
 
+/// How the replica at the end of the way is; payload of [`FrameKind::Condition`]. A hint: what is damaged is asked of the
+/// target itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// Whether it has a recovery point.
+    pub has_point: bool,
+    /// Bytes of its images that a scrub found damaged.
+    pub damaged: ByteCount,
+}
+
 /// Payload of [`FrameKind::Accept`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Accept {
     pub(crate) held: Held,
     pub(crate) credit: ByteCount,
+    /// The receiver has lost what it held, and goes on after what the replicas at the end of the way hold.
+    pub(crate) rebased: bool,
 }
 
 /// Payload of [`FrameKind::Begin`].
@@ -256,7 +271,7 @@ mod tests {
     #[test]
     fn kinds_are_frozen() {
         let numbers: Vec<u16> = FrameKind::ALL.iter().map(|kind| *kind as u16).collect();
-        assert_eq!(numbers, [1, 2, 3, 16, 17, 18, 19, 20, 21, 22, 32, 33, 34, 35, 48]);
+        assert_eq!(numbers, [1, 2, 3, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 48]);
     }
 
     #[test]

@@ -20,20 +20,23 @@ mod link;
 mod listener;
 mod operate;
 mod refusal;
+mod renewal;
 mod retry;
 mod revoked;
 mod tls;
 mod web;
 
 pub use authority::{Authority, AuthorityError, ServerNames, Signed, new_request};
-pub use compare::{COMPARE_BYTES_MAX, CONVERSATION_BYTES, Comparison};
+pub use compare::{COMPARE_BYTES_MAX, CONVERSATION_BYTES, Comparison, Turn};
 pub use credentials::{CA_FILE, CERT_FILE, CREDENTIAL_BYTES_MAX, Credentials, CredentialsError, KEY_FILE};
 pub use delivery::{
     ACCEPT_TIME_MAX, Answerer, DATA_FRAME_BYTES, Incoming, REPORT_BYTES_MAX, Receipts, Receiver, Sender,
 };
 pub use error::WireError;
 pub use foreign::{foreign_client, foreign_server, operator_of};
-pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, FrameError, FrameKind, Held, REFUSAL_BYTES_MAX};
+pub use frame::{
+    Condition, FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, FrameError, FrameKind, Held, REFUSAL_BYTES_MAX,
+};
 pub use handshake::{HANDSHAKE_BYTES, HANDSHAKE_MAGIC, HandshakeError, Purpose, VERSIONS};
 pub use identity::{Identity, IdentityError, NAME_BYTES_MAX, Role};
 pub use link::{FRAMES_LEAVING_MAX, FRAMES_QUEUED_MAX, LINGER_MAX, PING_EVERY, SILENCE_MAX};
@@ -46,7 +49,11 @@ pub use operate::{
     ViewReader, ViewWriter,
 };
 pub use refusal::RefusalCode;
-pub use retry::{QUICK_PHASE, QUICK_WAIT, Retry, SLOW_WAIT_MINUTES};
+pub use renewal::LiveCredentials;
+pub use retry::{
+    FailureClass, LOOK_S, Pause, Peers, QUICK_S_MAX, QUICK_WAIT, Retry, RetryPolicy, RetryPolicyError,
+    SLOW_MINUTES_MAX, SLOW_WAITS_MAX, Woken,
+};
 pub use revoked::{REVOKED_FILE, REVOKED_MAX, Revocations, SERIAL_BYTES_MAX, Serial, revoked_text};
 pub use tls::ALPN;
 pub use web::{

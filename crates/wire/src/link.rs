@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::frame::{
-    Accept, FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind, Held, Outgoing, Refuse,
+    Accept, Condition, FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, FrameKind, Held, Outgoing, Refuse,
 };
 use crate::{RefusalCode, WireError};
 
@@ -78,6 +78,7 @@ pub(crate) struct Shared {
     /// Bytes that were granted to the peer in all.
     granted_to_peer: AtomicU64,
     pub(crate) held: watch::Sender<Held>,
+    pub(crate) condition: watch::Sender<Option<Condition>>,
     failure: watch::Sender<Option<WireError>>,
     refused: AtomicBool,
 }
@@ -88,6 +89,7 @@ struct Urgent {
     accept: Option<Accept>,
     grant: u64,
     hold: Option<Held>,
+    condition: Option<Condition>,
     refuse: Option<Refuse>,
 }
 
@@ -113,6 +115,11 @@ impl Shared {
 
     pub(crate) fn hold(&self, held: Held) {
         self.urgent().hold = Some(held);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn tell(&self, condition: Condition) {
+        self.urgent().condition = Some(condition);
         self.wake.notify_one();
     }
 
@@ -173,6 +180,7 @@ impl Link {
             granted: watch::Sender::new(0),
             granted_to_peer: AtomicU64::new(0),
             held: watch::Sender::new(Held::default()),
+            condition: watch::Sender::new(None),
             failure: watch::Sender::new(None),
             refused: AtomicBool::new(false),
         });
@@ -317,6 +325,13 @@ async fn read_frames<R: AsyncRead + Unpin>(
                 }
                 Err(source) => return WireError::Frame { peer: peer(), source },
             },
+            FrameKind::Condition => match frame.message::<Condition>() {
+                Ok(condition) => {
+                    shared.condition.send_replace(Some(condition));
+                    continue;
+                }
+                Err(source) => return WireError::Frame { peer: peer(), source },
+            },
             FrameKind::Refuse => {
                 return match frame.message::<Refuse>() {
                     Ok(refuse) => refuse.into_error(),
@@ -369,6 +384,9 @@ async fn write_frames<W: AsyncWrite + Unpin>(
         }
         if let Some(held) = urgent.hold {
             batch.push(Outgoing::message(FrameKind::Hold, 0, &held));
+        }
+        if let Some(condition) = urgent.condition {
+            batch.push(Outgoing::message(FrameKind::Condition, 0, &condition));
         }
         batch.extend(next);
         if let Some(refuse) = urgent.refuse {

@@ -14,6 +14,7 @@ use crate::credentials::{Credentials, identity_of, serial_of};
 use crate::handshake::{HANDSHAKE_BYTES, Handshake, Purpose};
 use crate::identity::{Identity, Role};
 use crate::link::{Link, Shared, Timing};
+use crate::renewal::LiveCredentials;
 use crate::revoked::{Revocations, Serial};
 use crate::{RefusalCode, WireError, tls};
 
@@ -41,8 +42,15 @@ type Stream = TlsStream<BufReader<TcpStream>>;
 pub struct Listener {
     listener: TcpListener,
     local: SocketAddr,
-    credentials: Arc<Credentials>,
+    credentials: Presented,
     pending: Arc<Semaphore>,
+}
+
+/// What is shown to peers.
+#[derive(Debug)]
+enum Presented {
+    Fixed(Arc<Credentials>),
+    Live(Arc<LiveCredentials>),
 }
 
 impl Listener {
@@ -51,6 +59,18 @@ impl Listener {
     /// # Errors
     /// When the address cannot be resolved or is in use.
     pub async fn bind(addr: &str, credentials: Arc<Credentials>) -> Result<Listener, WireError> {
+        Listener::bind_as(addr, Presented::Fixed(credentials)).await
+    }
+
+    /// As [`Listener::bind`], with credentials that may be replaced while it listens.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub async fn bind_live(addr: &str, credentials: Arc<LiveCredentials>) -> Result<Listener, WireError> {
+        Listener::bind_as(addr, Presented::Live(credentials)).await
+    }
+
+    async fn bind_as(addr: &str, credentials: Presented) -> Result<Listener, WireError> {
         let error = |source| WireError::Bind { addr: addr.to_owned(), source: Arc::new(source) };
         let first = lookup_host(addr).await.map_err(error)?.next();
         let first = first.ok_or_else(|| error(io::Error::other("the name has no address")))?;
@@ -85,7 +105,10 @@ impl Listener {
                     return Ok(Pending {
                         stream,
                         address,
-                        credentials: self.credentials.clone(),
+                        credentials: match &self.credentials {
+                            Presented::Fixed(credentials) => credentials.clone(),
+                            Presented::Live(credentials) => credentials.current(),
+                        },
                         _permit: permit,
                     });
                 }

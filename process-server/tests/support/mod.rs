@@ -64,6 +64,8 @@ impl World {
                 cache: self.dir.path().join("cache"),
                 cache_bytes: ByteCount::mib(192),
                 targets: Vec::new(),
+                resyncs_at_once: 4,
+                retry: Default::default(),
             },
             groups: targets
                 .iter()
@@ -80,6 +82,14 @@ impl World {
         let connection = wire::connect(server, Role::ProcessServer, &credentials).await?;
         let (sender, receipts) = Sender::open(connection, group(number), Generation(generation)).await?;
         Ok(Agent { held: sender.held(), sender, receipts, generation })
+    }
+
+    pub async fn comparison(&self, server: &str, number: u8) -> wire::Comparison {
+        let credentials = self.load(Role::Agent, &format!("agent{number}"), Some(group(number)));
+        let connection = wire::connect_for(wire::Purpose::Compare, server, Role::ProcessServer, &credentials)
+            .await
+            .unwrap();
+        wire::Comparison::open(connection, group(number), Generation(1), [number; 16]).await.unwrap()
     }
 
     pub async fn target(&self, name: &str) -> Target {
@@ -132,6 +142,8 @@ pub struct Applied {
     /// Takes nothing while set.
     pub stuck: bool,
     pub refuse: Option<RefusalCode>,
+    /// What it says of its replicas.
+    pub condition: Option<wire::Condition>,
 }
 
 /// A target server that "applies" into memory.
@@ -185,7 +197,18 @@ impl Target {
 
 async fn serve(pending: wire::Pending, state: Arc<Mutex<Applied>>) {
     let Ok(connection) = pending.handshake().await else { return };
-    let Ok(Opening::Deliver(mut receiver)) = Opening::read(connection).await else { return };
+    let mut receiver = match Opening::read(connection).await {
+        Ok(Opening::Deliver(receiver)) => receiver,
+        // Says back what it hears.
+        Ok(Opening::Compare(mut comparison)) => {
+            let _ = comparison.tell_turn(wire::Turn { ahead: 0, at_once: 1 }).await;
+            while let Ok((number, message)) = comparison.next().await {
+                let _ = comparison.send(number, message).await;
+            }
+            return;
+        }
+        _ => return,
+    };
     let (group, generation) = (receiver.group(), receiver.generation().0);
     let answerer = receiver.answerer();
     let (fence, refuse) = {
@@ -221,6 +244,9 @@ async fn serve(pending: wire::Pending, state: Arc<Mutex<Applied>>) {
                 assert_eq!(epoch, last(&state).next(), "in order, nothing twice, nothing left out");
                 state.got.entry(group).or_default().push((generation, epoch.0, bytes.into()));
                 answerer.hold(Held { held: epoch, applied: epoch });
+                if let Some(condition) = state.condition {
+                    answerer.tell(condition);
+                }
             }
             _ => {}
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use block::{ByteCount, Epoch, Generation, GroupId, Ladder, UnixNanos};
 use control::{
-    AgentReport, CaptureMode, PointInfo, ProcessGroup, ProcessServerStatus, Severity, StateCode, TargetGroup,
-    TargetServerStatus, VolumeReport, VolumeSummary,
+    AgentReport, Bottleneck, CaptureMode, PointInfo, ProcessGroup, ProcessServerStatus, ResyncStatus,
+    Severity, StateCode, TargetGroup, TargetServerStatus, VolumeReport, VolumeSummary,
 };
 use serde::Serialize;
 
@@ -51,6 +51,10 @@ pub(crate) struct GroupView {
     pub(crate) replicas: Vec<VolumeSummary>,
     /// Counters of the agent, when it has reported.
     pub(crate) capture: Option<CaptureFigures>,
+    /// The comparison with the replica that goes on, or waits.
+    pub(crate) resync: Option<ResyncStatus>,
+    /// The stage that holds the others up.
+    pub(crate) bottleneck: Option<Bottleneck>,
     /// What a person should know of the replica.
     pub(crate) warnings: Vec<String>,
     /// Every stage with its state, in the order of the way.
@@ -97,6 +101,8 @@ pub(crate) struct Stage {
     pub(crate) stage: String,
     pub(crate) state: StateCode,
     pub(crate) last_error: Option<String>,
+    /// The next part on the way is not reached, and is tried again in so many seconds.
+    pub(crate) next_try_seconds: Option<f64>,
 }
 
 pub(crate) fn overview(
@@ -174,6 +180,8 @@ fn group_view(
         replicas: target.map(|(group, _)| group.volumes.clone()).unwrap_or_default(),
         warnings: target.map(|(group, _)| group.warnings.clone()).unwrap_or_default(),
         capture: report.map(|report| figures(report, report_age.unwrap_or_default())),
+        resync: report.and_then(|report| report.resync.clone()),
+        bottleneck: process.and_then(|(group, _)| group.bottleneck.clone()),
         stages,
         state,
         meaning: state.meaning(),
@@ -207,28 +215,38 @@ fn stages(
     report: Option<&AgentReport>,
 ) -> Vec<Stage> {
     let mut stages = Vec::new();
-    let mut stage = |name: String, state: StateCode, error: &Option<String>| {
-        stages.push(Stage { stage: name, state, last_error: error.clone() });
+    let stage = |name: String, state: StateCode, error: &Option<String>| Stage {
+        stage: name,
+        state,
+        last_error: error.clone(),
+        next_try_seconds: None,
     };
     if let Some((group, server)) = process {
         match (report, &group.agent) {
-            (Some(report), _) => stage("agent".to_owned(), report.state, &report.last_error),
-            (None, Some(_)) => stage("agent".to_owned(), StateCode::Unknown, &None),
-            (None, None) => stage("agent".to_owned(), StateCode::WaitingForAgent, &None),
+            (Some(report), _) => stages.push(stage("agent".to_owned(), report.state, &report.last_error)),
+            (None, Some(_)) => stages.push(stage("agent".to_owned(), StateCode::Unknown, &None)),
+            (None, None) => stages.push(stage("agent".to_owned(), StateCode::WaitingForAgent, &None)),
         }
         if server.state.severity() > Severity::Good {
-            stage(format!("process server {}", server.name), server.state, &server.last_error);
+            stages.push(stage(format!("process server {}", server.name), server.state, &server.last_error));
         }
-        stage("cache".to_owned(), group.state, &group.last_error);
+        stages.push(stage("cache".to_owned(), group.state, &group.last_error));
         for link in &group.targets {
-            stage(format!("forwarding to {}", link.address), link.state, &link.last_error);
+            // Both by the server's clock.
+            let left = |time: UnixNanos| time.0.saturating_sub(server.time.0) as f64 / 1e9;
+            stages.push(Stage {
+                stage: format!("forwarding to {}", link.address),
+                state: link.state,
+                last_error: link.last_error.clone(),
+                next_try_seconds: link.next_try.map(left),
+            });
         }
     }
     if let Some((group, server)) = target {
         if server.state.severity() > Severity::Good {
-            stage(format!("target server {}", server.name), server.state, &server.last_error);
+            stages.push(stage(format!("target server {}", server.name), server.state, &server.last_error));
         }
-        stage("replica".to_owned(), group.state, &group.last_error);
+        stages.push(stage("replica".to_owned(), group.state, &group.last_error));
     }
     stages
 }
@@ -297,6 +315,7 @@ pub(crate) mod tests {
             sent_bytes_per_s: 0.0,
             state: StateCode::Replicating,
             last_error: None,
+            next_try: None,
         };
         let group = ProcessGroup {
             group: GroupId([1; 16]),
@@ -310,6 +329,7 @@ pub(crate) mod tests {
             report: Some(report),
             state: StateCode::Replicating,
             last_error: None,
+            bottleneck: None,
         };
         ProcessServerStatus {
             groups: vec![group],

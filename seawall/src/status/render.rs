@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use block::ByteCount;
-use control::Severity;
+use control::{ResyncStage, ResyncStatus, Severity};
 
 use super::gather::{GroupView, Overview};
 use crate::text;
@@ -119,6 +119,20 @@ fn group_text(group: &GroupView) -> String {
         }
     }
 
+    if let Some(slow) = &group.bottleneck {
+        let _ = writeln!(out, "Bottleneck: {}: {}", slow.stage, slow.why);
+        if slow.coalesced > ByteCount::ZERO {
+            let _ = writeln!(
+                out,
+                "            of {} at the agent only the last state will be sent",
+                slow.coalesced
+            );
+        }
+    }
+    if let Some(resync) = &group.resync {
+        out.push_str(&resync_text(resync));
+    }
+
     if !group.volumes.is_empty() {
         let heading = ["Volume", "Device", "Size", "Mode", "To be read", "Read"];
         let mut table = text::table(&heading, &[2, 4, 5]);
@@ -148,10 +162,45 @@ fn group_text(group: &GroupView) -> String {
         if stage.state.severity() > Severity::Good || stage.last_error.is_some() {
             let error =
                 stage.last_error.as_ref().map_or_else(String::new, |error| format!(" Last error: {error}"));
-            let _ = writeln!(out, "{}: {}. {}{error}", stage.stage, stage.state, stage.state.meaning());
+            let next = stage.next_try_seconds.map_or_else(String::new, |seconds| {
+                format!(" Next try in {}, or when it is back.", text::span(Duration::from_secs_f64(seconds)))
+            });
+            let _ = writeln!(out, "{}: {}. {}{error}{next}", stage.stage, stage.state, stage.state.meaning());
         }
     }
     out
+}
+
+fn resync_text(resync: &ResyncStatus) -> String {
+    let ResyncStatus { reason, why, bytes, compared, different, send_estimate, .. } = resync;
+    let volumes = resync.volumes.join(", ");
+    let takes = text::span(Duration::from_secs(resync.seconds_estimate));
+    let mut shown = format!("Resync:     of {volumes}, because ({reason}) {why}\n            ");
+    match resync.stage {
+        ResyncStage::WaitingForWindow => {
+            let when = resync
+                .begins
+                .map_or_else(|| "when its hours come".to_owned(), |begins| text::instant(begins).0);
+            let _ = writeln!(
+                shown,
+                "waits until {when}, or for `seawall resync`; {bytes} to compare, about {takes}, at most {send_estimate} to send"
+            );
+        }
+        ResyncStage::WaitingForTurn => {
+            let ahead = resync.ahead.map_or_else(String::new, |ahead| format!(", {ahead} before it"));
+            let _ = writeln!(
+                shown,
+                "waits for its turn at the process server{ahead}; {bytes} to compare, about {takes}"
+            );
+        }
+        ResyncStage::Comparing => {
+            let _ = writeln!(
+                shown,
+                "{compared} of {bytes} compared, {different} different; about {send_estimate} to send in all, {takes} left"
+            );
+        }
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -180,6 +229,11 @@ mod tests {
         let mut broken = target();
         broken.groups[0].state = StateCode::StoreFailed;
         broken.groups[0].last_error = Some("write layer 8: input/output error".into());
+        let mut away = process();
+        away.groups[0].targets[0].state = StateCode::Unreachable;
+        away.groups[0].targets[0].next_try = Some(block::UnixNanos(away.time.0 + 240_000_000_000));
+        let shown = overview(&gather::overview(Some(away), None, Vec::new(), NOW));
+        assert!(shown.contains("Next try in 4"), "{shown}");
         let errors = vec!["ask the process server at c:7440: refused".to_owned()];
         let shown = overview(&gather::overview(None, Some(broken), errors, NOW));
         for expected in ["! ask the process server", "State: store-failed", "To do: ", "write layer 8"] {

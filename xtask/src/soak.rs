@@ -1,0 +1,27 @@
+//! `cargo xtask soak`: faults under a database until time is up.
+
+use clap::Args;
+
+use crate::{cargo, step, test};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// For so long.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Decides which faults, when, and which points; printed by each run.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    test::install()?;
+    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "seawall-tests", "--bin", "soak", "--"]);
+    command.args(["--minutes", &options.minutes.to_string()]);
+    if let Some(seed) = options.seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    step("soak", &mut command)
+}
