@@ -325,16 +325,18 @@ fn kernel_keys_and_identities_are_rotated_without_a_resync() -> anyhow::Result<(
             std::fs::copy(new.join(file), place.join(file))?;
         }
     }
-    // They count from the next connection on: both make one now.
+    // They count from the next connection on, as soon as it was looked at them again.
     followed.while_written(|system| {
         system.kill(Part::TargetServer)?;
         system.start(Part::TargetServer)?;
-        system.kill(Part::ProcessServer)?;
-        system.start(Part::ProcessServer)
+        wait_until("the agent takes them", || {
+            system.kill(Part::ProcessServer)?;
+            system.start(Part::ProcessServer)?;
+            std::thread::sleep(Duration::from_millis(700));
+            Ok(system.logged(Part::Agent).contains("credentials renewed"))
+        })
     })?;
     followed.holds()?;
-    let said = followed.system.logged(Part::Agent);
-    ensure!(said.contains("credentials renewed"), "{said}");
 
     followed.system.stop(Part::Agent)?;
     let caught_up = || {
@@ -376,8 +378,15 @@ fn cached(system: &System) -> anyhow::Result<u64> {
     status["process_server"]["groups"][0]["cached"].as_u64().with_context(|| format!("cached in {status}"))
 }
 
+/// What the running agent has compared, as it says from now on: a report may be older than a point.
 fn compared(system: &System) -> anyhow::Result<u64> {
-    let status = system.status()?;
-    let report = &status["process_server"]["groups"][0]["report"];
-    report["compared_bytes"].as_u64().with_context(|| format!("compared_bytes in {report}"))
+    let now = block::UnixNanos::now().0;
+    let mut compared = 0;
+    wait_until("a report from now on", || {
+        let report = system.status()?["process_server"]["groups"][0]["report"].clone();
+        compared =
+            report["compared_bytes"].as_u64().with_context(|| format!("compared_bytes in {report}"))?;
+        Ok(report["time"].as_u64() > Some(now))
+    })?;
+    Ok(compared)
 }
