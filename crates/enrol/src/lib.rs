@@ -1,4 +1,4 @@
-//! How a part belongs to a fleet: it enrols once with a token ([`join`]), keeps its certificate good, reports, and hears what
+//! How a part belongs to a fleet: it enrols once with a token ([`join()`]), keeps its certificate good, reports, and hears what
 //! it is to do ([`Member`]). [`Client`] is the way to the config server's API for parts and for the operator's command;
 //! [`seal`] gives group keys from an agent to a target so that the config server between them cannot read them.
 //!
