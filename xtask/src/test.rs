@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{cargo, find, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -16,6 +16,7 @@ const PROGRAMS: [(&str, &str); 20] = [
     ("sfdisk", "fdisk"),
     ("fio", "fio"),
     ("pgrep", "procps"),
+    ("tc", "iproute2"),
     ("mariadbd", "mariadb-server"),
     ("gcc", "build-essential"),
     // Clients of exports.
