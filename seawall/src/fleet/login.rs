@@ -27,7 +27,7 @@ profile, which only its owner can read. Logging in again replaces the token.")]
 pub(crate) struct LoginOptions {
     #[command(flatten)]
     place: ProfilePlace,
-    /// Where the config server is: https://HOST[:PORT]
+    /// Where the config server is: `https://HOST` or `https://HOST:PORT`
     #[arg(long, value_name = "URL")]
     server: ServerUrl,
     /// Who logs in
