@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use seawall_config_server::{Config, ConfigServer, InitOptions, backup, check, init, openapi, restore};
+use seawall_config_server::{
+    Config, ConfigServer, InitOptions, backup, check, fingerprint, init, openapi, restore,
+};
 use telemetry::Format;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -98,17 +100,24 @@ fn main() -> anyhow::Result<ExitCode> {
             eprint!("Password of {administrator}: ");
             std::io::stdin().lock().read_line(&mut password).context("read the password")?;
             let password = password.trim_end_matches(['\n', '\r']).to_owned();
-            let options = InitOptions { dir: dir.clone(), listen, names, administrator, password, database };
+            let port = listen.rsplit_once(':').map_or(String::new(), |(_, port)| format!(":{port}"));
+            let options = InitOptions { dir, listen, names, administrator, password, database };
             runtime.block_on(init(&options))?;
-            let dir = dir.display();
+            let known_by = fingerprint(&Config::load(&options.dir.join("config-server.toml"))?)?;
+            let dir = options.dir.display();
+            let name = options.names.first().map_or("localhost", String::as_str);
             println!(
-                "Made {dir}. Now:\n  seawall-config-server run --config {dir}/config-server.toml\n\nKeep {dir}/ca to yourself: who has it can let anybody in."
+                "Made {dir}. Now:\n  seawall-config-server run --config {dir}/config-server.toml\n  \
+                 seawall login --server https://{name}{port} --user {} --fingerprint {known_by}\n\n\
+                 Keep {dir}/ca to yourself: who has it can let anybody in.",
+                options.administrator
             );
         }
         Command::Run { config } => runtime.block_on(run(Config::load(&config)?))?,
         Command::CheckConfig { config: path } => {
-            check(&Config::load(&path)?)?;
-            println!("{}: good", path.display());
+            let config = Config::load(&path)?;
+            check(&config)?;
+            println!("{}: good\nfingerprint: {}", path.display(), fingerprint(&config)?);
         }
         Command::Backup { config, out } => {
             let rows = runtime.block_on(backup(&Config::load(&config)?, &out))?;

@@ -70,7 +70,7 @@ impl ConfigServer {
         config.check()?;
         let authority = Authority::load(&config.authority).context("open the fleet's authority")?;
         let credentials = Arc::new(RwLock::new(own_credentials(&authority, &config)?));
-        let fingerprint = wire::fingerprint(authority.certificate_pem()).map_err(anyhow::Error::msg)?;
+        let fingerprint = fingerprint_of(&authority)?;
         let store = Store::open(&config.database).await?;
         let listener = TcpListener::bind(&config.listen)
             .await
@@ -83,7 +83,7 @@ impl ConfigServer {
         let app = Arc::new(App {
             store: store.clone(),
             authority,
-            fingerprint: fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
+            fingerprint,
             holder: new_id(),
             check_ins,
             digests: checkin::Digests::default(),
@@ -297,10 +297,23 @@ async fn tidy(app: Shared, credentials: Arc<RwLock<Arc<Credentials>>>, config: C
 /// What a start would answer.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     config.check()?;
-    Authority::load(&config.authority).context("open the fleet's authority")?;
+    fingerprint(config)?;
     let file = config.database.strip_prefix("sqlite:").map(Path::new);
     if let Some(parent) = file.and_then(Path::parent) {
         ensure!(parent.is_dir(), "the directory {} of the database is not there", parent.display());
     }
     Ok(())
+}
+
+/// By what the fleet's authority is known to whoever logs in: SHA-256 of its certificate, hexadecimal.
+///
+/// # Errors
+/// When the authority cannot be read.
+pub fn fingerprint(config: &Config) -> anyhow::Result<String> {
+    fingerprint_of(&Authority::load(&config.authority).context("open the fleet's authority")?)
+}
+
+fn fingerprint_of(authority: &Authority) -> anyhow::Result<String> {
+    let bytes = wire::fingerprint(authority.certificate_pem()).map_err(anyhow::Error::msg)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

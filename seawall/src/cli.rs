@@ -6,6 +6,13 @@ use block::{ByteCount, Consistency, GroupId, Label};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use control::PointSelector;
 
+use crate::fleet::events::EventsOptions;
+use crate::fleet::job::JobOptions;
+use crate::fleet::login::{LoginOptions, LogoutOptions};
+use crate::fleet::machine::MachineOptions;
+use crate::fleet::protect::{ProtectOptions, UnprotectOptions};
+use crate::fleet::token::TokenOptions;
+
 /// Replicates running Linux machines, block by block, to another site, and brings them back there.
 #[derive(Debug, Parser)]
 #[command(name = "seawall", version, max_term_width = 100)]
@@ -85,6 +92,22 @@ pub(crate) enum Command {
     Failover(crate::failover::FailoverOptions),
     /// Start a machine on a recovery point, in QEMU
     Boot(BootOptions),
+    /// Log in at a fleet's config server, for the commands below that speak to it
+    Login(LoginOptions),
+    /// Log out: delete the token that login made
+    Logout(LogoutOptions),
+    /// Tokens with which machines and servers come into the fleet
+    Token(TokenOptions),
+    /// The machines of the fleet
+    Machine(MachineOptions),
+    /// Protect disks of a machine of the fleet
+    Protect(ProtectOptions),
+    /// End the protection of a machine of the fleet; its recovery points stay
+    Unprotect(UnprotectOptions),
+    /// What the config server does that takes long
+    Job(JobOptions),
+    /// What has happened in the fleet, and what happens
+    Events(EventsOptions),
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -106,8 +129,19 @@ impl Command {
             Command::Scrub(options) => options.json,
             Command::Verify(options) => options.json,
             Command::Failover(options) => options.json(),
+            Command::Login(options) => options.json,
+            Command::Token(options) => options.json(),
+            Command::Machine(options) => options.json(),
+            Command::Protect(options) => options.json(),
+            Command::Unprotect(options) => options.json(),
+            Command::Job(options) => options.json(),
+            Command::Events(options) => options.json,
             Command::Demo(options) => options.json,
-            Command::Init(_) | Command::Run(_) | Command::FilesInside { .. } | Command::Boot(_) => false,
+            Command::Init(_)
+            | Command::Run(_)
+            | Command::FilesInside { .. }
+            | Command::Boot(_)
+            | Command::Logout(_) => false,
         }
     }
 }

@@ -9,6 +9,7 @@ mod demo;
 mod export;
 mod failover;
 mod files;
+mod fleet;
 mod init;
 mod libvirt;
 mod pin;
@@ -80,6 +81,14 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::FilesInside { task } => {
                 return tokio::task::block_in_place(|| files::run_inside(&task));
             }
+            Command::Login(options) => fleet::login::login(&options).await?,
+            Command::Logout(options) => fleet::login::logout(&options).await?,
+            Command::Token(options) => fleet::token::run(&options).await?,
+            Command::Machine(options) => fleet::machine::run(&options).await?,
+            Command::Protect(options) => return fleet::protect::protect(&options).await,
+            Command::Unprotect(options) => return fleet::protect::unprotect(&options).await,
+            Command::Job(options) => return fleet::job::run(&options).await,
+            Command::Events(options) => fleet::events::run(&options).await?,
             Command::Demo(options) => demo::run(options).await?,
         }
         Ok(ExitCode::SUCCESS)

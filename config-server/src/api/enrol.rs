@@ -131,8 +131,8 @@ pub(crate) async fn enrol(
     let mut act = app.store.act().await?;
     // Taking the token is one statement: two that come at once cannot both have it.
     let token_name: Option<String> = sqlx::query_scalar(
-        "UPDATE enrol_tokens SET used_by = $1 WHERE digest = $2 AND role = $3 AND used_by = '' AND expires > $4
-         RETURNING name",
+        "UPDATE enrol_tokens SET used_by = CASE WHEN name = '' THEN $1 ELSE name END
+         WHERE digest = $2 AND role = $3 AND used_by = '' AND expires > $4 RETURNING name",
     )
     .bind(asked.name.as_str())
     .bind(digest(secret))

@@ -19,7 +19,7 @@ use crate::api::guard::Caller;
 use crate::app::{App, Shared};
 use crate::checkin;
 use crate::fault::{Answer, fault, invalid};
-use crate::store::events_after;
+use crate::store::{events_after, newest_event};
 
 /// Streams at the same time. More are refused.
 pub(crate) const STREAMS_MAX: usize = 1000;
@@ -38,18 +38,38 @@ pub(crate) async fn check_in(
     Ok(Json(checkin::check_in(&app, who, said).await?))
 }
 
+/// Which events.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Which {
+    #[serde(default)]
+    after: Option<String>,
+    #[serde(default)]
+    limit: Option<i64>,
+    #[serde(default)]
+    last: Option<i64>,
+}
+
 pub(crate) async fn events(
     State(app): State<Shared>,
-    Query(part): Query<Part>,
+    Query(which): Query<Which>,
 ) -> Answer<Json<Page<EventInfo>>> {
+    let Which { after, limit, last } = which;
+    if last.is_some() && (after.is_some() || limit.is_some()) {
+        return Err(invalid("last is given beside after or limit; it says by itself which events"));
+    }
+    let part = Part { after, limit: last.or(limit) };
     let limit = part.limit()?;
-    let after = match &part.after {
-        None => 0,
-        Some(text) => text.parse().map_err(|_| invalid("after is no `next` of a part before"))?,
-    };
     let mut from = app.store.read.acquire().await?;
+    let after = match (&part.after, last) {
+        // Events have numbers without gaps.
+        (None, Some(last)) => newest_event(&mut from).await?.saturating_sub(last).max(0),
+        (None, None) => 0,
+        (Some(text), _) => text.parse().map_err(|_| invalid("after is no `next` of a part before"))?,
+    };
     let items = events_after(&mut from, after, limit).await?;
-    let next = (items.len() as i64 == limit).then(|| items.last().map(|last| last.id.to_string())).flatten();
+    let full = last.is_none() && items.len() as i64 == limit;
+    let next = full.then(|| items.last().map(|last| last.id.to_string())).flatten();
     Ok(Json(Page { items, next }))
 }
 
@@ -165,7 +185,7 @@ pub(crate) async fn watch_events(app: std::sync::Arc<App>, newest: watch::Sender
         }
         let looked = async {
             let mut from = app.store.read.acquire().await?;
-            crate::store::newest_event(&mut from).await
+            newest_event(&mut from).await
         };
         match looked.await {
             Ok(found) => {

@@ -113,7 +113,7 @@ pub(crate) struct Part {
     #[serde(default)]
     pub(crate) after: Option<String>,
     #[serde(default)]
-    limit: Option<i64>,
+    pub(crate) limit: Option<i64>,
 }
 
 impl Part {

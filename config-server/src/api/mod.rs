@@ -238,7 +238,12 @@ fn happening() -> Vec<Act> {
         Act::post("/jobs/{id}/cancel", OPERATE, "Cancel a job; what was done before stays", look::cancel_job)
             .gives_nothing("It is cancelled"),
         Act::get("/events", VIEW, "What happened, in order", event::events)
-            .gives_page::<f::EventInfo>("The oldest first"),
+            .gives_page::<f::EventInfo>("The oldest first")
+            .query(
+                "last",
+                "The newest so many, instead of `after` and `limit`",
+                json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
+            ),
         Act::get("/events/stream", VIEW, "What happens, as server-sent events", event::stream)
             .gives_text(
                 "text/event-stream",

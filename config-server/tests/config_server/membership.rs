@@ -134,5 +134,14 @@ async fn events_are_streamed_in_order_and_without_gaps() {
     }
     assert!(messages.iter().any(|message| message.contains("agent one enrolled")), "{messages:?}");
     following.abort();
+    // The newest few, without reading all that were before.
+    let client = site.administrator().await;
+    let newest: Page<EventInfo> = client.get("/events?last=2").await.unwrap();
+    let ids: Vec<i64> = newest.items.iter().map(|event| event.id).collect();
+    assert!(ids == [ids[0], ids[0] + 1] && ids[1] >= last && newest.next.is_none(), "{ids:?}");
+    for bad in ["last=0", "last=1001", "last=1&after=0", "last=1&limit=1"] {
+        let refused = client.get::<Page<EventInfo>>(&format!("/events?{bad}")).await;
+        assert_eq!(problem(refused).code, "invalid", "{bad}");
+    }
     let _: ResourceId = "0".repeat(32).parse().unwrap();
 }

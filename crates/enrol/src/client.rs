@@ -171,22 +171,25 @@ impl Client {
                 Err(_) => self.answer(format!("it answered {status}, without a reason")),
             });
         }
-        let mut text = String::new();
+        // Bytes, for a character may be cut by the end of a frame.
+        let mut text: Vec<u8> = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| self.unreachable(error))?;
             let Some(data) = frame.data_ref() else { continue };
-            text.push_str(&String::from_utf8_lossy(data));
+            text.extend_from_slice(data);
             if text.len() > REPLY_BYTES_MAX {
                 return Err(self.answer("an event has no end"));
             }
-            while let Some((event, rest)) = text.split_once("\n\n") {
+            while let Some(end) = text.windows(2).position(|pair| pair == b"\n\n") {
+                let rest = text.split_off(end + 2);
+                let event = String::from_utf8(std::mem::replace(&mut text, rest));
+                let event = event.map_err(|error| self.answer(error))?;
                 let data = event.lines().filter_map(|line| line.strip_prefix("data:"));
                 let data =
                     data.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n");
                 if !data.is_empty() && !each(&data) {
                     return Ok(());
                 }
-                text = rest.to_owned();
             }
         }
         Ok(())

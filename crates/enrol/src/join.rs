@@ -2,10 +2,11 @@ use std::path::Path;
 
 use block::GroupId;
 use control::fleet::{Enrol, Enrolled, Name, PartRole};
-use wire::{FINGERPRINT_BYTES, WebTrust, fingerprint, new_request};
+use wire::new_request;
 
 use crate::client::Client;
 use crate::credentials::{CURRENT, install};
+use crate::fingerprint::Fingerprint;
 use crate::url::ServerUrl;
 use crate::{EnrolError, credentials};
 
@@ -38,12 +39,13 @@ pub async fn join(
         )));
     }
     let (_, known_by) = token.trim().split_once('.').ok_or(EnrolError::Token("it has no fingerprint"))?;
-    let expected = fingerprint_of(known_by).ok_or(EnrolError::Token("its fingerprint is damaged"))?;
+    let expected: Fingerprint =
+        known_by.parse().map_err(|_| EnrolError::Token("its fingerprint is damaged"))?;
     let (key, request) = new_request().map_err(|error| EnrolError::Credentials(error.to_string()))?;
-    let client = Client::new(server, &WebTrust::Fingerprint(expected), None, None)?;
+    let client = Client::new(server, &expected.trust(), None, None)?;
     let asked = Enrol { token: token.trim().to_owned(), role, name, request };
     let enrolled: Enrolled = client.post("/enrol", &asked).await?;
-    let shown = fingerprint(&enrolled.authority).map_err(EnrolError::Credentials)?;
+    let shown = Fingerprint::of_pem(&enrolled.authority).map_err(EnrolError::Credentials)?;
     if shown != expected {
         return Err(EnrolError::Credentials(
             "enrol: the config server gave another authority than the token names".into(),
@@ -52,15 +54,4 @@ pub async fn join(
     install(state, &key, &enrolled.certificate, &enrolled.authority)?;
     tracing::info!(name = %enrolled.name, state = %state.display(), "enrolled; credentials are in {}", credentials::CURRENT);
     Ok(Joined { name: enrolled.name, group: enrolled.group })
-}
-
-fn fingerprint_of(text: &str) -> Option<[u8; FINGERPRINT_BYTES]> {
-    if text.len() != 2 * FINGERPRINT_BYTES || !text.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; FINGERPRINT_BYTES];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
 }
