@@ -236,10 +236,21 @@ async fn ended(client: &Client, job: &JobInfo) -> JobInfo {
 }
 
 async fn replicated(fleet: &Fleet, machine: &Machine, group: &GroupInfo) {
-    until("the replica is what the disk is", || async {
-        (fleet.replica(group) == machine.content()).then_some(())
-    })
-    .await;
+    let began = Instant::now();
+    while fleet.replica(group) != machine.content() {
+        if began.elapsed() >= PATIENCE {
+            let (replica, disk) = (fleet.replica(group), machine.content());
+            let at = replica.iter().zip(&disk).position(|(replica, disk)| replica != disk);
+            let client = fleet.client().await;
+            let now: serde_json::Value = client.get(&format!("/groups/{}", group.id)).await.unwrap();
+            panic!(
+                "waited in vain: the replica has {} bytes, the disk {}, they differ at {at:?}: {now:#}",
+                replica.len(),
+                disk.len()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Protected by one request, without anybody editing a file; the group's key stays with agent and target; the protection

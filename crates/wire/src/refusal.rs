@@ -49,7 +49,7 @@ const TABLE: [(u16, RefusalCode, &str, bool); 18] = [
     (1, RefusalCode::Version, "version", false),
     (2, RefusalCode::Unauthorised, "unauthorised", false),
     (3, RefusalCode::WrongGroup, "wrong-group", false),
-    (4, RefusalCode::UnknownGroup, "unknown-group", false),
+    (4, RefusalCode::UnknownGroup, "unknown-group", true),
     (5, RefusalCode::Generation, "generation", false),
     (6, RefusalCode::Replayed, "replayed", true),
     (7, RefusalCode::Gap, "gap", true),

@@ -132,7 +132,6 @@ async fn what_a_person_must_mend_does_not_follow_the_schedule() {
     for error in [
         refusal(RefusalCode::Unauthorised),
         refusal(RefusalCode::WrongGroup),
-        refusal(RefusalCode::UnknownGroup),
         refusal(RefusalCode::Generation),
         WireError::Tls { peer: "peer".into(), reason: "expired".into() },
         WireError::Identity { peer: "peer".into(), reason: "somebody else".into() },
