@@ -2,5 +2,8 @@
 
 mod access;
 mod membership;
+mod parts;
+mod protection;
+mod several;
 mod state;
 mod support;
