@@ -55,8 +55,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use block::GroupId;
 use changeset::GroupKey;
 use control::AgentReport;
+use control::metrics::{Values, of_agent};
 use parking_lot::Mutex;
 use wire::{LiveCredentials, Peers};
 
@@ -78,6 +80,7 @@ const LOOK_FOR_DISKS_EVERY: Duration = Duration::from_secs(1);
 /// When a disk that was taken away is back, under whatever name, the agent starts anew, which goes on with the other disks
 /// and reads that one.
 pub struct Agent {
+    group: GroupId,
     parts: Arc<Mutex<Parts>>,
     watch: tokio::task::JoinHandle<()>,
 }
@@ -89,13 +92,23 @@ impl Agent {
     /// When the configuration names what cannot be used: a disk, a key, credentials.
     pub fn start(config: AgentConfig) -> anyhow::Result<Agent> {
         let parts = Arc::new(Mutex::new(Parts::start(&config)?));
+        let group = config.agent.group;
         let watch = tokio::spawn(watch_disks(Arc::downgrade(&parts), config));
-        Ok(Agent { parts, watch })
+        Ok(Agent { group, parts, watch })
     }
 
     /// What the agent says of itself, at most a second old.
     pub fn report(&self) -> AgentReport {
         self.parts.lock().reports.latest()
+    }
+
+    /// Its figures, for Prometheus; none when it has stopped.
+    pub fn figures(&self) -> impl Fn() -> Values + Send + Sync + use<> {
+        let (group, parts) = (self.group.to_string(), Arc::downgrade(&self.parts));
+        move || {
+            let report = parts.upgrade().map(|parts| parts.lock().reports.latest());
+            report.map_or_else(Values::default, |report| of_agent(Some(&group), &report))
+        }
     }
 
     /// Stops capture and delivery. What was not delivered is read again from the disks at the next start.

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use control::fleet::{Name, PartRole};
 use enrol::ServerUrl;
 use seawall_agent::{Agent, AgentConfig, FleetAgent, FleetConfig, TRACKING_FOLDER, check};
+use telemetry::Scraped;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Capture this machine's disks and send every change to a process server.
@@ -66,6 +67,9 @@ one that is not there is made. Its `state` directory gets the credentials.")]
         /// The configuration file.
         #[arg(long)]
         config: PathBuf,
+        /// Where Prometheus reads this part's figures, over plain HTTP: at /metrics. Nowhere if left out.
+        #[arg(long, value_name = "HOST:PORT", env = "SEAWALL_METRICS")]
+        metrics: Option<String>,
     },
     /// End what the kernel keeps of a stopped agent: detach its programs and free their memory.
     ///
@@ -176,7 +180,7 @@ fn main() -> anyhow::Result<ExitCode> {
             println!("Enrolled as {}. Now: seawall-agent run --config {}", joined.name, config.display());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run { config } => {
+        Command::Run { config, metrics } => {
             telemetry::init(cli.log_format, &cli.log)?;
             let fleet = FleetConfig::load(&config)?;
             let config = if fleet.is_none() { Some(AgentConfig::load(&config)?) } else { None };
@@ -189,10 +193,25 @@ fn main() -> anyhow::Result<ExitCode> {
                 let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
                 let agent = config.map(Agent::start).transpose()?;
                 let of_fleet = fleet.map(FleetAgent::start).transpose()?;
+                let scraped = match metrics {
+                    Some(listen) => {
+                        let agent = agent.as_ref().map(Agent::figures);
+                        let of_fleet = of_fleet.as_ref().map(FleetAgent::figures);
+                        let figures = move || {
+                            let of_agent = agent.as_ref().map(|figures| figures());
+                            let of_fleet = || of_fleet.as_ref().map(|figures| figures());
+                            std::future::ready(of_agent.or_else(of_fleet).unwrap_or_default().text())
+                        };
+                        let started = Scraped::start(&listen, figures).await;
+                        Some(started.with_context(|| format!("listen for Prometheus on {listen}"))?)
+                    }
+                    None => None,
+                };
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
+                drop(scraped);
                 if let Some(agent) = of_fleet {
                     agent.shutdown().await;
                 }

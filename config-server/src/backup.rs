@@ -26,7 +26,7 @@ const LINE_BYTES_MAX: u64 = 64 << 20;
 const AUTHORITY: [&str; 2] = ["ca.pem", "key.pem"];
 
 /// Every table, parents first, with its columns: `n` are numbers, the others texts. A test compares it with the database.
-const TABLES: [(&str, &str); 19] = [
+const TABLES: [(&str, &str); 21] = [
     ("counters", "name n:value"),
     ("settings", "name value"),
     ("users", "id name role password n:disabled n:created"),
@@ -53,6 +53,8 @@ const TABLES: [(&str, &str); 19] = [
     ("events", "n:id n:time kind severity subject message"),
     ("audit", "n:id n:time who address act what n:status problem"),
     ("approvals", "id act what asker_id asked_by n:asked n:expires state answered_by"),
+    ("alerts", "id open_key kind severity subject message mend n:raised n:gone n:cleared"),
+    ("notices", "id receiver body n:tries n:next_try n:created"),
     ("samples", "group_id n:step n:slot n:rpo n:churn n:sent n:dirty n:unsent"),
 ];
 

@@ -9,6 +9,7 @@
 //! costs the view and the buttons, never a recovery point. Several servers may run on one PostgreSQL at once: jobs have
 //! leases, events are read from the store, nothing else is shared.
 
+mod alert;
 mod api;
 mod app;
 mod audit;

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use seawall_config_server::{
     Config, ConfigServer, InitOptions, backup, check, fingerprint, init, openapi, restore,
 };
-use telemetry::Format;
+use telemetry::{Format, Scraped};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Says what a fleet protects and how, shows how it is, and serves every button.
@@ -60,6 +60,9 @@ enum Command {
         /// The configuration file.
         #[arg(long)]
         config: PathBuf,
+        /// Where Prometheus reads the fleet's figures, over plain HTTP: at /metrics. Nowhere if left out.
+        #[arg(long, value_name = "HOST:PORT", env = "SEAWALL_METRICS")]
+        metrics: Option<String>,
     },
     /// Checks a configuration and the authority that it names, and changes nothing.
     CheckConfig {
@@ -113,7 +116,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 options.administrator
             );
         }
-        Command::Run { config } => runtime.block_on(run(Config::load(&config)?))?,
+        Command::Run { config, metrics } => runtime.block_on(run(Config::load(&config)?, metrics))?,
         Command::CheckConfig { config: path } => {
             let config = Config::load(&path)?;
             check(&config)?;
@@ -136,16 +139,24 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, metrics: Option<String>) -> anyhow::Result<()> {
     // Before anything else, so that a signal during a long start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
     let server = ConfigServer::start(config).await?;
+    let scraped = match metrics {
+        Some(listen) => {
+            let started = Scraped::start(&listen, server.figures()).await;
+            Some(started.with_context(|| format!("listen for Prometheus on {listen}"))?)
+        }
+        None => None,
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    drop(scraped);
     server.shutdown().await;
     tracing::info!("stopped");
     Ok(())

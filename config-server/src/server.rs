@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use axum::Router;
 use axum::extract::Request;
+use control::metrics::Values;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -26,7 +27,7 @@ use crate::app::{App, Shared};
 use crate::config::Config;
 use crate::secret::new_id;
 use crate::store::Store;
-use crate::{api, checkin, job, protect};
+use crate::{alert, api, checkin, job, protect, view};
 
 /// Connections at the same time. Further ones wait in the kernel's queue.
 pub const CONNECTIONS_MAX: usize = 8192;
@@ -109,6 +110,7 @@ impl ConfigServer {
             until_stopped(Box::pin(checkin::run(app.clone(), queue))),
             until_stopped(Box::pin(api::watch_events(app.clone(), newest_event))),
             until_stopped(Box::pin(work(app.clone()))),
+            until_stopped(Box::pin(alert::run(app.clone()))),
             until_stopped(Box::pin(tidy(app, credentials, config))),
         ];
         Ok(Handle { local, store, stop, tasks })
@@ -119,6 +121,25 @@ impl Handle {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// The fleet's figures, for Prometheus.
+    pub fn figures(
+        &self,
+    ) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync + use<> {
+        let store = self.store.clone();
+        move || {
+            let store = store.clone();
+            Box::pin(async move {
+                let values = view::figures(&store).await;
+                values
+                    .unwrap_or_else(|fault| {
+                        tracing::warn!(%fault, "collect the fleet's figures");
+                        Values::default()
+                    })
+                    .text()
+            })
+        }
     }
 
     /// Stops: no new connections, requests that are under way are finished. When this returns, nothing of the server runs

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::fleet::{Capacity, CheckIn, Desired, PartReport, Task};
+use control::metrics::Values;
 use enrol::{Charge, ConfigServerSection, Member, TaskDone};
 use parking_lot::Mutex;
 
@@ -63,6 +64,15 @@ impl FleetProcessServer {
     /// Where it listens; `None` while it could not be started anew.
     pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
         self.post.running.lock().server.as_ref().map(Handle::local_addr)
+    }
+
+    /// Its figures, for Prometheus, as long as it runs.
+    pub fn figures(&self) -> impl Fn() -> Values + Send + Sync + use<> {
+        let post = self.post.clone();
+        move || {
+            let status = post.running.lock().server.as_ref().map(Handle::status);
+            control::metrics::of_process_server(&status.unwrap_or_default())
+        }
     }
 
     /// Stops, as [`Handle::shutdown`] does.

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use control::fleet::{Name, PartRole};
 use enrol::{FileEnrolment, ServerUrl, enrol_with_file};
 use seawall_process_server::{Config, FleetProcessServer, ProcessServer, verify};
-use telemetry::Format;
+use telemetry::{Format, Scraped};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Keeps protected machines' changes durably and forwards them to target servers.
@@ -61,6 +61,9 @@ enum Command {
         /// The configuration file.
         #[arg(long)]
         config: PathBuf,
+        /// Where Prometheus reads this part's figures, over plain HTTP: at /metrics. Nowhere if left out.
+        #[arg(long, value_name = "HOST:PORT", env = "SEAWALL_METRICS")]
+        metrics: Option<String>,
     },
     /// Checks a configuration and the credentials that it names, and changes nothing.
     CheckConfig {
@@ -99,10 +102,10 @@ fn main() -> anyhow::Result<ExitCode> {
             );
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run { config } => {
+        Command::Run { config, metrics } => {
             let config = Config::load(&config)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            runtime.context("start the runtime")?.block_on(run(config))?;
+            runtime.context("start the runtime")?.block_on(run(config, metrics))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::CheckConfig { config: path } => {
@@ -114,7 +117,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, metrics: Option<String>) -> anyhow::Result<()> {
     // Before anything else, so that a signal during a long start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
@@ -123,11 +126,26 @@ async fn run(config: Config) -> anyhow::Result<()> {
         true => (None, Some(FleetProcessServer::start(config).await?)),
         false => (Some(ProcessServer::start(config).await?), None),
     };
+    let scraped = match metrics {
+        Some(listen) => {
+            let server = server.as_ref().map(|server| server.figures());
+            let fleet = fleet.as_ref().map(|fleet| fleet.figures());
+            let figures = move || {
+                let values = server.as_ref().map(|figures| figures());
+                let values = values.or_else(|| fleet.as_ref().map(|figures| figures()));
+                std::future::ready(values.unwrap_or_default().text())
+            };
+            let started = Scraped::start(&listen, figures).await;
+            Some(started.with_context(|| format!("listen for Prometheus on {listen}"))?)
+        }
+        None => None,
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    drop(scraped);
     if let Some(server) = server {
         server.shutdown().await?;
     }

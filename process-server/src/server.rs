@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use block::{GroupId, UnixNanos};
 use cache::{Cache, CacheError, Options, Report};
+use control::metrics::Values;
 use control::{ProcessServerStatus, StateCode};
 use durable::RealStorage;
 use telemetry::Latencies;
@@ -306,6 +307,15 @@ impl Handle {
     /// How it is.
     pub fn status(&self) -> ProcessServerStatus {
         self.server.status()
+    }
+
+    /// Its figures, for Prometheus; none when it has stopped.
+    pub fn figures(&self) -> impl Fn() -> Values + Send + Sync + use<> {
+        let server = Arc::downgrade(&self.server);
+        move || {
+            let status = server.upgrade().map(|server| server.status());
+            status.as_ref().map_or_else(Values::default, control::metrics::of_process_server)
+        }
     }
 
     /// Takes up other groups without a pause. `false`, and nothing has changed, when a group that is being served has other

@@ -6,6 +6,7 @@ use block::{ByteCount, Consistency, GroupId, Label};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use control::PointSelector;
 
+use crate::fleet::alert::AlertOptions;
 use crate::fleet::events::EventsOptions;
 use crate::fleet::job::JobOptions;
 use crate::fleet::login::{LoginOptions, LogoutOptions};
@@ -108,6 +109,8 @@ pub(crate) enum Command {
     Job(JobOptions),
     /// What has happened in the fleet, and what happens
     Events(EventsOptions),
+    /// What is wrong in the fleet now, and who is told
+    Alert(AlertOptions),
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -136,6 +139,7 @@ impl Command {
             Command::Unprotect(options) => options.json(),
             Command::Job(options) => options.json(),
             Command::Events(options) => options.json,
+            Command::Alert(options) => options.json(),
             Command::Demo(options) => options.json,
             Command::Init(_)
             | Command::Run(_)

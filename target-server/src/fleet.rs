@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use block::{ByteCount, GroupId};
 use control::fleet::{Capacity, CheckIn, Desired, KeptGroup, PartReport, Task};
+use control::metrics::Values;
 use durable::{RealStorage, Storage};
 use enrol::seal::Opener;
 use enrol::{Charge, ConfigServerSection, Member, TaskDone};
@@ -72,6 +73,15 @@ impl FleetTargetServer {
     /// Where it listens; `None` while it could not be started anew.
     pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
         self.post.running.lock().server.as_ref().map(Handle::local_addr)
+    }
+
+    /// Its figures, for Prometheus, as long as it runs.
+    pub fn figures(&self) -> impl Fn() -> Values + Send + Sync + use<> {
+        let post = self.post.clone();
+        move || {
+            let status = post.running.lock().server.as_ref().map(Handle::status);
+            control::metrics::of_target_server(&status.unwrap_or_default())
+        }
     }
 
     /// Stops, as [`Handle::shutdown`] does.

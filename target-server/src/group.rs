@@ -178,6 +178,7 @@ impl Group {
             newest_point: None,
             oldest_point: None,
             points: 0,
+            newest_application_cut_time: None,
             undo_bytes: ByteCount::ZERO,
             applied_bytes_total: ByteCount(self.applied_bytes.total()),
             applied_bytes_per_s: self.applied_bytes.per_second(),
@@ -206,6 +207,7 @@ impl Group {
         status.newest_point = points.newest.as_ref().map(point_info);
         status.oldest_point = points.oldest.as_ref().map(point_info);
         status.points = points.count;
+        status.newest_application_cut_time = points.newest_application;
         let space = replica.space();
         status.undo_bytes = space.used;
         status.warnings.extend(space.warning);

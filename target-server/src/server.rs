@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::{GroupId, UnixNanos};
+use control::metrics::Values;
 use control::{StateCode, TargetServerStatus};
 use durable::RealStorage;
 use parking_lot::RwLock;
@@ -191,6 +192,15 @@ impl Handle {
     /// How it is.
     pub fn status(&self) -> TargetServerStatus {
         self.server.status()
+    }
+
+    /// Its figures, for Prometheus; none when it has stopped.
+    pub fn figures(&self) -> impl Fn() -> Values + Send + Sync + use<> {
+        let server = Arc::downgrade(&self.server);
+        move || {
+            let status = server.upgrade().map(|server| server.status());
+            status.as_ref().map_or_else(Values::default, control::metrics::of_target_server)
+        }
     }
 
     /// What takes up more groups while the server runs.

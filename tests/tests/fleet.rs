@@ -383,3 +383,71 @@ fn copy(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
     assert!(status.success());
 }
+
+/// What somebody who asks over HTTP is told.
+async fn scrape(at: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// Every name of ours that a text speaks of.
+fn metrics_in(text: &str) -> std::collections::BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    words.filter(|word| word.starts_with("seawall_")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_is_told_what_the_dashboard_shows() {
+    let fleet = Fleet::new().await;
+    let machine = fleet.machine("web").await;
+    fleet.protect(&machine).await;
+    let ready = |values: control::metrics::Values| std::future::ready(values.text());
+    let agent = machine.agent.as_ref().unwrap().figures();
+    let process = fleet.process.as_ref().unwrap().figures();
+    let target = fleet.target.as_ref().unwrap().figures();
+    let all = [
+        telemetry::Scraped::start("127.0.0.1:0", move || ready(agent())).await.unwrap(),
+        telemetry::Scraped::start("127.0.0.1:0", move || ready(process())).await.unwrap(),
+        telemetry::Scraped::start("127.0.0.1:0", move || ready(target())).await.unwrap(),
+        telemetry::Scraped::start("127.0.0.1:0", fleet.server.as_ref().unwrap().figures()).await.unwrap(),
+    ];
+    let told = until("the process server has heard of everything", || async {
+        let mut told = String::new();
+        for scraped in &all {
+            told += &scrape(scraped.local_addr(), "/metrics").await;
+        }
+        told.contains("seawall_process_target_backlog_bytes{").then_some(told)
+    })
+    .await;
+    let lines: Vec<&str> = told.lines().filter(|line| line.starts_with("seawall_")).collect();
+    for line in &lines {
+        let (_, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok_and(|value| value.is_finite() && value >= 0.0), "{line}");
+    }
+    let names: std::collections::BTreeSet<String> =
+        lines.iter().map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect();
+    let dashboard = include_str!("../../packaging/grafana/seawall.json");
+    let dashboard: Value = serde_json::from_str(dashboard).unwrap();
+    let shown: Vec<&str> = dashboard["panels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().cloned().unwrap_or_default())
+        .map(|target| target["expr"].as_str().unwrap().to_owned().leak() as &str)
+        .collect();
+    let shown = metrics_in(&shown.join(" "));
+    assert!(shown.len() > 20, "{shown:?}");
+    let missing: Vec<_> = shown.difference(&names).collect();
+    assert!(missing.is_empty(), "the dashboard shows {missing:?}, which nobody tells: {names:#?}");
+    // What is told is documented, and nothing else is answered.
+    let documented = metrics_in(include_str!("../../docs/metrics.md"));
+    assert!(names.is_subset(&documented), "{:?}", names.difference(&documented));
+    assert!(scrape(all[0].local_addr(), "/").await.starts_with("HTTP/1.1 404"));
+    drop(all);
+    fleet.end(vec![machine]).await;
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use control::StateCode;
 use control::fleet::{CheckIn, Desired, DesiredAgent, DiskInfo, PartReport, Policy, Protection, Task};
+use control::metrics::{Values, of_agent};
 use enrol::{Charge, ConfigServerSection, Member, TaskDone};
 use parking_lot::Mutex;
 use toml::{Table, Value};
@@ -180,6 +181,17 @@ impl FleetAgent {
         let acting = tokio::spawn(act(member, post.clone()));
         let looking = tokio::spawn(look_for_disks(post.clone()));
         Ok(FleetAgent { post, tasks: vec![reporting, acting, looking] })
+    }
+
+    /// Its figures, for Prometheus.
+    pub fn figures(&self) -> impl Fn() -> Values + Send + Sync + use<> {
+        let post = self.post.clone();
+        move || {
+            let running = post.running.lock();
+            let group = running.protection.as_ref().map(|protection| protection.group.to_string());
+            let report = running.agent.as_ref().map(Agent::report);
+            of_agent(group.as_deref().filter(|_| report.is_some()), &report.unwrap_or_default())
+        }
     }
 
     /// Stops capture and delivery. What was not delivered is read again from the disks at the next start.

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 mod act;
+mod alert;
 pub(crate) mod declare;
 pub(crate) mod enrol;
 mod event;
@@ -91,6 +92,25 @@ fn access() -> Vec<Act> {
             .takes::<f::Settings>()
             .gives_nothing("They are changed")
             .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::get("/settings/alerts", OPERATE, "When somebody is told of what, and who", alert::settings)
+            .gives::<f::AlertSettings>(200, "As they are, without the password"),
+        Act::put(
+            "/settings/alerts",
+            ADMINISTER,
+            "Change when somebody is told of what, and who",
+            alert::set_settings,
+        )
+        .takes::<f::AlertSettings>()
+        .gives_nothing("They are changed"),
+        Act::post(
+            "/alerts/test",
+            ADMINISTER,
+            "Send a test message to everybody who is told of alerts",
+            alert::test,
+        )
+        .gives_nothing("It is on its way"),
+        Act::get("/alerts", VIEW, "Alerts: those that are raised, then those that were", alert::alerts)
+            .gives_all::<f::AlertInfo>("The newest first, at most 1000"),
         Act::get(
             "/approvals",
             OPERATE,

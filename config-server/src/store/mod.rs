@@ -17,7 +17,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Any, AnyConnection, AnyPool, Executor, Transaction};
 
 pub(crate) use counter::{Counter, count, read_count};
-pub(crate) use event::{Said, events_after, newest_event, prune_events, say};
+pub(crate) use event::{Said, events_after, newest_event, prune_events, say, severity_name};
 pub(crate) use setting::{read_settings, write_settings};
 
 use crate::fault::Answer;
@@ -29,7 +29,10 @@ const WRITERS: u32 = 8;
 /// How long an act waits for a connection. Past it the answer is that the store does not answer.
 const ACQUIRE_MAX: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "fleet", include_str!("../../migrations/0001_fleet.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "fleet", include_str!("../../migrations/0001_fleet.sql")),
+    (2, "alerts", include_str!("../../migrations/0002_alerts.sql")),
+];
 
 /// Which database it is, where that makes a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

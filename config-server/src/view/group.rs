@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use block::{Epoch, GroupId, Ladder, UnixNanos};
 use control::fleet::{
-    GroupInfo, Overview, Page, PartReport, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
+    GroupInfo, Overview, Page, PartReport, Policy, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
 };
 use control::{
-    AgentReport, ProcessGroup, ProcessServerStatus, Severity, StateCode, TargetGroup, TargetServerStatus,
+    AgentReport, ProcessGroup, ProcessServerStatus, ResyncStatus, Severity, StateCode, TargetGroup,
+    TargetServerStatus,
 };
 use sqlx::Row;
 use sqlx::any::AnyRow;
@@ -17,15 +18,31 @@ use crate::api::guard::parse;
 use crate::fault::{Answer, internal, not_found};
 use crate::store::Store;
 
-/// What servers reported, each read once for all of its groups.
+/// What is kept beside groups, and what servers reported: each read once for all groups.
 #[derive(Default)]
-struct Servers {
+struct Around {
     process: HashMap<String, (UnixMillis, ProcessServerStatus)>,
     target: HashMap<String, (UnixMillis, TargetServerStatus)>,
+    /// By group.
+    target_ids: HashMap<String, Vec<String>>,
+    /// By group: name and device.
+    volumes: HashMap<String, Vec<(String, String)>>,
+}
+
+/// A group with what else alerts look at.
+pub(crate) struct Watched {
+    pub(crate) group: GroupInfo,
+    /// As its policy says; 0 for none.
+    pub(crate) application_every_s: u64,
+    /// When its newest application-consistent point was cut.
+    pub(crate) application_point: Option<UnixMillis>,
+    /// Since when it is protected.
+    pub(crate) since: Option<UnixMillis>,
+    pub(crate) resync: Option<ResyncStatus>,
 }
 
 const GROUP: &str = "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state AS declared,
-        m.name, m.report, m.seen, m.trouble, p.name AS policy_name
+        m.name, m.report, m.seen, m.trouble, p.name AS policy_name, p.policy, g.created
     FROM protection_groups g JOIN parts m ON m.id = g.machine_id JOIN policies p ON p.id = g.policy_id
     WHERE g.state <> 'removed'";
 
@@ -35,11 +52,9 @@ pub(crate) async fn groups(store: &Store, after: &str, limit: i64) -> Answer<Pag
         .bind(limit)
         .fetch_all(&store.read)
         .await?;
-    let servers = Servers::load(store).await?;
-    let mut items = Vec::with_capacity(rows.len());
-    for row in &rows {
-        items.push(group_of_row(store, row, &servers).await?);
-    }
+    let around = Around::load(store, None).await?;
+    let items: Vec<GroupInfo> =
+        rows.iter().map(|row| Ok(group_of_row(row, &around)?.group)).collect::<Answer<_>>()?;
     let next = (items.len() as i64 == limit).then(|| items.last().map(|last| last.id.to_string())).flatten();
     Ok(Page { items, next })
 }
@@ -50,31 +65,51 @@ pub(crate) async fn group(store: &Store, id: &GroupId) -> Answer<GroupInfo> {
         .fetch_optional(&store.read)
         .await?
         .ok_or_else(|| not_found("group", id))?;
-    let servers = Servers::load(store).await?;
-    group_of_row(store, &row, &servers).await
+    let around = Around::load(store, Some(id)).await?;
+    Ok(group_of_row(&row, &around)?.group)
 }
 
-impl Servers {
-    async fn load(store: &Store) -> Answer<Servers> {
+/// All protected groups.
+pub(crate) async fn watched(store: &Store) -> Answer<Vec<Watched>> {
+    let rows = sqlx::query(&format!("{GROUP} AND g.state = 'protected' ORDER BY g.id"))
+        .fetch_all(&store.read)
+        .await?;
+    let around = Around::load(store, None).await?;
+    rows.iter().map(|row| group_of_row(row, &around)).collect()
+}
+
+impl Around {
+    /// Of one group, or of all.
+    async fn load(store: &Store, group: Option<&GroupId>) -> Answer<Around> {
         let rows = sqlx::query(
             "SELECT id, report, seen FROM parts WHERE role <> 'agent' AND removed = 0 AND report <> ''",
         )
         .fetch_all(&store.read)
         .await?;
-        let mut servers = Servers::default();
+        let mut around = Around::default();
         for row in &rows {
             let (id, seen): (String, i64) = (row.try_get("id")?, row.try_get("seen")?);
             match report_of(row)? {
                 Some(PartReport::ProcessServer(status)) => {
-                    servers.process.insert(id, (UnixMillis(seen), status));
+                    around.process.insert(id, (UnixMillis(seen), status));
                 }
                 Some(PartReport::TargetServer(status)) => {
-                    servers.target.insert(id, (UnixMillis(seen), status));
+                    around.target.insert(id, (UnixMillis(seen), status));
                 }
                 Some(PartReport::Agent(_)) | None => {}
             }
         }
-        Ok(servers)
+        let only = group.map(|id| format!("WHERE group_id = '{id}'")).unwrap_or_default();
+        let sql = format!("SELECT group_id, target_id FROM group_targets {only} ORDER BY target_id");
+        for row in &sqlx::query(&sql).fetch_all(&store.read).await? {
+            around.target_ids.entry(row.try_get("group_id")?).or_default().push(row.try_get("target_id")?);
+        }
+        let sql = format!("SELECT group_id, name, device FROM volumes {only} ORDER BY place");
+        for row in &sqlx::query(&sql).fetch_all(&store.read).await? {
+            let volume = (row.try_get("name")?, row.try_get("device")?);
+            around.volumes.entry(row.try_get("group_id")?).or_default().push(volume);
+        }
+        Ok(around)
     }
 }
 
@@ -90,28 +125,22 @@ fn is_fresh(seen: UnixMillis) -> bool {
     UnixMillis::now().since(seen) <= SILENT_AFTER.as_millis() as i64
 }
 
-async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<GroupInfo> {
-    let id: GroupId = parse(row.try_get("id")?)?;
-    let target_ids: Vec<String> =
-        sqlx::query_scalar("SELECT target_id FROM group_targets WHERE group_id = $1 ORDER BY target_id")
-            .bind(id.to_string())
-            .fetch_all(&store.read)
-            .await?;
-    let volumes = sqlx::query("SELECT name, device FROM volumes WHERE group_id = $1 ORDER BY place")
-        .bind(id.to_string())
-        .fetch_all(&store.read)
-        .await?;
+fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
+    let named: String = row.try_get("id")?;
+    let target_ids = around.target_ids.get(&named).map_or(&[][..], Vec::as_slice);
+    let volumes = around.volumes.get(&named).map_or(&[][..], Vec::as_slice);
+    let id: GroupId = parse(named)?;
     let agent_seen = UnixMillis(row.try_get("seen")?);
     let report = match report_of(row)? {
         Some(PartReport::Agent(report)) => Some(*report),
         _ => None,
     };
     let process_id: String = row.try_get("process_id")?;
-    let process = servers.process.get(&process_id);
+    let process = around.process.get(&process_id);
     let process_group = process.and_then(|(_, status)| status.groups.iter().find(|group| group.group == id));
     // Of several targets the one that is furthest counts: from it one could recover.
     let targets =
-        target_ids.iter().filter_map(|target| servers.target.get(target)).filter_map(|(seen, status)| {
+        target_ids.iter().filter_map(|target| around.target.get(target)).filter_map(|(seen, status)| {
             let group = status.groups.iter().find(|group| group.group == id)?;
             Some((*seen, group))
         });
@@ -128,7 +157,7 @@ async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<
         let age = UnixNanos::now().since(point.cut_time);
         i64::try_from(age.as_millis()).unwrap_or(i64::MAX)
     });
-    let volumes = volumes.iter().map(|volume| volume_of_row(volume, report.as_ref(), target.map(|(_, g)| g)));
+    let volumes = volumes.iter().map(|volume| volume_of(volume, report.as_ref(), target.map(|(_, g)| g)));
     let mut warnings: Vec<String> = target.map(|(_, group)| group.warnings.clone()).unwrap_or_default();
     let trouble: String = row.try_get("trouble")?;
     if !trouble.is_empty() {
@@ -137,7 +166,9 @@ async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<
     let lag = report.as_ref().map_or(0, |report| {
         report.remaining_bytes().get() + report.epoch_memory_used.get() + report.ring_used.get()
     });
-    Ok(GroupInfo {
+    let policy: Policy = serde_json::from_str(&row.try_get::<String, _>("policy")?)
+        .map_err(|error| internal("read a policy", error))?;
+    let group = GroupInfo {
         id,
         machine: parse(row.try_get("machine_id")?)?,
         name: parse(row.try_get("name")?)?,
@@ -147,8 +178,8 @@ async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<
         policy: parse(row.try_get("policy_id")?)?,
         policy_name: parse(row.try_get("policy_name")?)?,
         process_server: parse(process_id)?,
-        target_servers: target_ids.into_iter().map(parse::<ResourceId>).collect::<Answer<_>>()?,
-        volumes: volumes.collect::<Answer<_>>()?,
+        target_servers: target_ids.iter().cloned().map(parse::<ResourceId>).collect::<Answer<_>>()?,
+        volumes: volumes.collect(),
         state,
         meaning: state.meaning().to_owned(),
         what_to_do: state.what_to_do().to_owned(),
@@ -163,26 +194,35 @@ async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<
         sent_bytes_per_s: report.as_ref().map_or(0.0, |report| report.sent_bytes_per_s),
         lag_bytes: lag + process_group.map_or(0, |group| group.cached_bytes.get()),
         warnings,
+    };
+    Ok(Watched {
+        group,
+        application_every_s: policy.application_every_s,
+        application_point: target
+            .and_then(|(_, group)| group.newest_application_cut_time)
+            .map(UnixMillis::from),
+        since: Some(UnixMillis(row.try_get("created")?)),
+        resync: report.and_then(|report| report.resync),
     })
 }
 
-fn volume_of_row(
-    row: &AnyRow,
+fn volume_of(
+    (name, device): &(String, String),
     report: Option<&AgentReport>,
     target: Option<&TargetGroup>,
-) -> Answer<VolumeInfo> {
-    let name: String = row.try_get("name")?;
+) -> VolumeInfo {
+    let name = name.clone();
     let reported = report.and_then(|report| report.volumes.iter().find(|volume| volume.volume.name == name));
     let replica = target.and_then(|group| group.volumes.iter().find(|volume| volume.name == name));
     let bytes = reported.map(|volume| volume.volume.size).or(replica.map(|volume| volume.size));
-    Ok(VolumeInfo {
-        device: row.try_get("device")?,
+    VolumeInfo {
+        device: device.clone(),
         bytes: bytes.map_or(0, |bytes| bytes.get()),
         mode: reported.map(|volume| volume.mode),
         dirty_bytes: reported
             .map_or(0, |volume| volume.dirty_bytes.saturating_add(volume.draining_bytes).get()),
         name,
-    })
+    }
 }
 
 /// Each stage spoke at another moment. What a later stage has, the earlier ones must have had.
@@ -303,12 +343,7 @@ pub(crate) async fn overview(store: &Store) -> Answer<Overview> {
         approvals: count("SELECT COUNT(*) FROM approvals WHERE state = 'waiting'").await?,
         ..Overview::default()
     };
-    let rows = sqlx::query(&format!("{GROUP} AND g.state = 'protected' ORDER BY g.id"))
-        .fetch_all(&store.read)
-        .await?;
-    let servers = Servers::load(store).await?;
-    for row in &rows {
-        let group = group_of_row(store, row, &servers).await?;
+    for Watched { group, .. } in watched(store).await? {
         overview.groups += 1;
         overview.groups_in_trouble += i64::from(group.severity == Severity::Trouble);
         overview.groups_recoverable += i64::from(group.newest_point.is_some());

@@ -1,6 +1,7 @@
 //! A config server over its own port, as people, programs and parts see it.
 
 mod access;
+mod alerts;
 mod membership;
 mod parts;
 mod protection;

@@ -195,6 +195,7 @@ fn target_group(group: GroupId, age: Option<Duration>) -> TargetGroup {
         oldest_point: point.clone(),
         points: u64::from(point.is_some()),
         newest_point: point,
+        newest_application_cut_time: None,
         undo_bytes: ByteCount::mib(1),
         applied_bytes_total: ByteCount::mib(2),
         applied_bytes_per_s: 1.0,

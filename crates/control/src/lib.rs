@@ -8,6 +8,7 @@ mod bottleneck;
 mod export;
 mod failover;
 pub mod fleet;
+pub mod metrics;
 mod request;
 mod resync;
 mod retain;

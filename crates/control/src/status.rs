@@ -298,6 +298,9 @@ pub struct TargetGroup {
     pub oldest_point: Option<PointInfo>,
     /// How many there are.
     pub points: u64,
+    /// When the newest application-consistent one was cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_application_cut_time: Option<UnixNanos>,
     /// Space that the undo layers use.
     pub undo_bytes: ByteCount,
     /// Applied since the server started.
@@ -409,6 +412,7 @@ mod tests {
             newest_point: Some(point),
             oldest_point: None,
             points: 1,
+            newest_application_cut_time: Some(UnixNanos(1)),
             undo_bytes: ByteCount(5),
             applied_bytes_total: ByteCount(6),
             applied_bytes_per_s: 7.5,

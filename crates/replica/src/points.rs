@@ -63,6 +63,8 @@ pub struct PointsSummary {
     pub oldest: Option<Point>,
     /// The newest.
     pub newest: Option<Point>,
+    /// When the newest application-consistent one was cut.
+    pub newest_application: Option<UnixNanos>,
 }
 
 fn point(shared: &Shared, layer: &Layer) -> Point {
@@ -96,15 +98,21 @@ impl GroupReplica {
         let shared = self.core.shared.read();
         let usable = |layer: &&Arc<Layer>| shared.damage_after(layer.epoch()).is_none();
         let (mut count, mut unusable) = (0, 0);
+        let mut newest_application = None;
         for layer in shared.points() {
             count += 1;
             unusable += u64::from(!usable(&layer));
+            let meta = &layer.header.meta;
+            if meta.consistency == Consistency::Application {
+                newest_application = Some(meta.cut_time);
+            }
         }
         PointsSummary {
             count,
             unusable,
             oldest: shared.points().find(usable).map(|layer| point(&shared, layer)),
             newest: shared.points().next_back().map(|layer| point(&shared, layer)),
+            newest_application,
         }
     }
 

@@ -360,6 +360,7 @@ pub(crate) mod tests {
             newest_point: Some(point(7, 3)),
             oldest_point: Some(point(2, 500)),
             points: 6,
+            newest_application_cut_time: None,
             undo_bytes: ByteCount::ZERO,
             applied_bytes_total: ByteCount::ZERO,
             applied_bytes_per_s: 5.0,

@@ -1,37 +1,9 @@
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{ResourceId, UnixMillis};
 
-macro_rules! names {
-    ($(#[$doc:meta])* $type:ident { $($(#[$variant:meta])* $name:ident $text:literal)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-        #[serde(rename_all = "kebab-case")]
-        pub enum $type { $($(#[$variant])* $name,)* }
-
-        impl $type {
-            /// The name used in the API.
-            pub const fn as_str(self) -> &'static str {
-                match self { $($type::$name => $text,)* }
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = String;
-            fn from_str(text: &str) -> Result<$type, String> {
-                match text {
-                    $($text => Ok($type::$name),)*
-                    _ => Err(format!("{text:?} is not known")),
-                }
-            }
-        }
-    };
-}
-
-names! {
+super::names! {
     /// What a job does.
     JobKind {
         /// Looks whether disks can be protected, and protects them.
@@ -45,7 +17,7 @@ names! {
     }
 }
 
-names! {
+super::names! {
     /// Where a job stands.
     JobState {
         /// Nobody has begun.
@@ -61,7 +33,7 @@ names! {
     }
 }
 
-names! {
+super::names! {
     /// Where a step of a job stands.
     StepState {
         /// Its turn has not come.

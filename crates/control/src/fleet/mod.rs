@@ -3,7 +3,39 @@
 //! What people and programs send is read strictly: unknown fields are refused by name. What the config server and the
 //! fleet's parts answer each other may grow, and is read leniently.
 
+/// Names that the API has for one of several things.
+macro_rules! names {
+    ($(#[$doc:meta])* $type:ident { $($(#[$variant:meta])* $name:ident $text:literal)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum $type { $($(#[$variant])* $name,)* }
+
+        impl $type {
+            /// All of them.
+            pub const ALL: &[$type] = &[$($type::$name),*];
+
+            /// The name used in the API.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($type::$name => $text,)* }
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = String;
+            fn from_str(text: &str) -> Result<$type, String> {
+                match text {
+                    $($text => Ok($type::$name),)*
+                    _ => Err(format!("{text:?} is not known")),
+                }
+            }
+        }
+    };
+}
+use names;
+
 mod access;
+mod alert;
 mod checkin;
 mod desired;
 mod enrol;
@@ -17,6 +49,7 @@ pub use access::{
     ApiTokenInfo, Approval, ApprovalAnswer, ApprovalState, AuditEntry, ChangePassword, ChangeUser, Login,
     MadeToken, NewApiToken, NewUser, Role, Scope, Session, Settings, UserInfo,
 };
+pub use alert::{AlertInfo, AlertKind, AlertSettings, Mail, MailSecurity, RECEIVERS_MAX, Webhook};
 pub use checkin::{
     Capacity, CheckIn, CheckInReply, DISKS_MAX, DiskInfo, DiskUse, PartReport, TASKS_MAX, Task, TaskKind,
     TaskState, TaskUpdate,

@@ -277,6 +277,8 @@ pub enum EventKind {
     Declared,
     /// Something about access: users, tokens, approvals.
     Access,
+    /// An alert was raised, or is over.
+    Alert,
 }
 
 impl EventKind {
@@ -289,6 +291,7 @@ impl EventKind {
             EventKind::Job => "job",
             EventKind::Declared => "declared",
             EventKind::Access => "access",
+            EventKind::Alert => "alert",
         }
     }
 }
