@@ -32,7 +32,7 @@ enum Task {
     Bench(bench::Options),
     /// Run the rows of the table of faults in docs/reliability.md.
     Faults(faults::Options),
-    /// Throw arbitrary bytes at every decoder, for so many seconds each.
+    /// Throw arbitrary bytes at every decoder, steered by coverage, for so many seconds each.
     Fuzz(fuzz::Options),
     /// Let faults happen under a database until time is up, and check points all the time.
     Soak(soak::Options),

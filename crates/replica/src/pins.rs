@@ -78,7 +78,7 @@ pub(crate) fn write(
     replace(storage, &path, &encode(group, pins)).context("write pins", &path)
 }
 
-fn encode(group: GroupId, pins: &BTreeMap<Epoch, Pin>) -> Vec<u8> {
+pub(crate) fn encode(group: GroupId, pins: &BTreeMap<Epoch, Pin>) -> Vec<u8> {
     assert!(pins.len() <= PINS_MAX, "limited when they are set");
     let mut bytes = vec![0; HEADER_BYTES];
     put(&mut bytes, 0, &MAGIC);
@@ -100,7 +100,7 @@ fn encode(group: GroupId, pins: &BTreeMap<Epoch, Pin>) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8], group: GroupId) -> Result<BTreeMap<Epoch, Pin>, String> {
+pub(crate) fn decode(bytes: &[u8], group: GroupId) -> Result<BTreeMap<Epoch, Pin>, String> {
     if bytes.len() < HEADER_BYTES + CRC_BYTES {
         return Err(format!("{} bytes are too short for pins", bytes.len()));
     }
