@@ -2,6 +2,7 @@
 
 mod bench;
 mod bpf;
+mod deny;
 mod faults;
 mod fuzz;
 mod kernel_test;
@@ -36,6 +37,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Let faults happen under a database until time is up, and check points all the time.
     Soak(soak::Options),
+    /// Look whether the dependencies are what deny.toml allows.
+    Deny(deny::Options),
     /// Compile the capture program; its object is committed beside it.
     Bpf(bpf::Options),
 }
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Task::Faults(options) => faults::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Soak(options) => soak::run(&options),
+        Task::Deny(options) => deny::run(&options),
         Task::Bpf(options) => bpf::run(&options),
     }
 }
