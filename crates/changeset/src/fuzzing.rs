@@ -279,6 +279,12 @@ pub(crate) fn seal_frame(
 mod tests {
     use super::*;
 
+    /// A mount point with a blank at its end was written without it.
+    #[test]
+    fn what_broke_once_does_not_again() {
+        note(include_bytes!("../../../fuzz/regressions/changeset-note/blank-at-the-end"));
+    }
+
     /// The seeds are what they are meant to be, so that the fuzzer begins behind the first checks.
     #[test]
     fn seeds_are_read() {

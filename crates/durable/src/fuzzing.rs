@@ -40,6 +40,12 @@ pub fn record_seeds() -> Vec<Vec<u8>> {
 mod tests {
     use super::*;
 
+    /// The number after the last one was reckoned with an overflow.
+    #[test]
+    fn what_broke_once_does_not_again() {
+        record(include_bytes!("../../../fuzz/regressions/durable-record/last-number"));
+    }
+
     #[test]
     fn seeds_are_read() {
         for seed in record_seeds() {

@@ -26,6 +26,8 @@ const VERSION: u16 = 1;
 const HEADER: usize = 32;
 /// The payload may grow in place up to the slot; the header is counted in.
 const SLOT: usize = 68 * 1024;
+/// Nobody writes so often: a number past it is damage.
+const SEQUENCE_MAX: u64 = u64::MAX / 2;
 const _: () = assert!(SLOT >= HEADER + RECORD_PAYLOAD_BYTES_MAX && SLOT.is_multiple_of(4096));
 
 /// Why a record file was not read or written.
@@ -146,6 +148,9 @@ impl RecordFile {
         if self.poisoned {
             return Err(RecordError::Poisoned(self.path.clone()));
         }
+        if self.sequence == SEQUENCE_MAX {
+            return Err(RecordError::Damaged { path: self.path.clone(), reason: "no number is left" });
+        }
         let sequence = self.sequence + 1;
         let bytes = slot(&self.path, sequence, payload)?;
         // The slot that does not hold the newest payload: sequence 1 is in slot 0.
@@ -222,8 +227,7 @@ fn decode(bytes: &[u8]) -> Result<(u64, &[u8]), Flaw> {
     }
     let [low, high] = [field(16), field(20)];
     let sequence = u64::from(u32::from_le_bytes(low)) | u64::from(u32::from_le_bytes(high)) << 32;
-    // There is always a next one.
-    if sequence == 0 || sequence == u64::MAX {
+    if sequence == 0 || sequence > SEQUENCE_MAX {
         return Err(Flaw::Other("sequence out of range"));
     }
     Ok((sequence, payload))
@@ -333,8 +337,10 @@ mod tests {
         assert_eq!(RecordFile::open(&storage, path()).unwrap().1, b"first");
         file.write_all_at(&slot(path(), 2, b"second").unwrap(), SLOT as u64).unwrap();
         assert_eq!(RecordFile::open(&storage, path()).unwrap().1, b"second");
-        file.write_all_at(&slot(path(), u64::MAX, b"last").unwrap(), 0).unwrap();
-        assert_eq!(RecordFile::open(&storage, path()).unwrap().1, b"second");
+        for sequence in [SEQUENCE_MAX + 2, u64::MAX] {
+            file.write_all_at(&slot(path(), sequence, b"last").unwrap(), 0).unwrap();
+            assert_eq!(RecordFile::open(&storage, path()).unwrap().1, b"second");
+        }
     }
 
     #[test]

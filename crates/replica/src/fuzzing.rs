@@ -460,6 +460,22 @@ pub fn checksums_seeds() -> Vec<Vec<u8>> {
 mod tests {
     use super::*;
 
+    /// A catalogue may name a layer as long as can be counted; where its index ends was reckoned with an overflow.
+    #[test]
+    fn lengths_past_counting_are_refused() {
+        let mut bytes = catalogue_seeds()[0][1..].to_vec();
+        let head = 64 + 8;
+        let entries = (u64::MAX - 8192) / 24;
+        let of_volume = head + Header::HEAD_BYTES + usize::from(get_u16(&bytes, 64 + 2));
+        for (at, value) in [(head + 80, entries), (head + 88, 0), (head + 96, u64::MAX), (of_volume, entries)]
+        {
+            put(&mut bytes, at, &value.to_le_bytes());
+        }
+        mend_catalogue(&mut bytes);
+        let refused = catalogue::decode(&bytes, GROUP, Some(GENERATION), Epoch(100)).unwrap_err();
+        assert!(refused.contains("do not make a file"), "{refused}");
+    }
+
     /// Mending takes a sound file for what it is, so that the fuzzer does reach what lies behind the checksums; and a seed is read.
     #[test]
     fn what_is_sound_stays_so_when_mended() {
