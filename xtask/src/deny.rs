@@ -73,6 +73,7 @@ fn program() -> anyhow::Result<PathBuf> {
                 "install",
                 "--quiet",
                 "--disable-pip-version-check",
+                "--root-user-action=ignore",
                 "--require-hashes",
                 "--target",
             ])

@@ -88,7 +88,7 @@ pub fn pins(data: &[u8]) {
     }
 }
 
-/// What [`pins`] begins with.
+/// What [`pins()`] begins with.
 pub fn pins_seeds() -> Vec<Vec<u8>> {
     let label = "audit".parse().ok();
     let pin = crate::Pin { label, pinned: UnixNanos(5), expires: Some(UnixNanos(9)) };
@@ -302,7 +302,7 @@ fn mend_catalogue(bytes: &mut [u8]) {
     sealed(bytes, b"SEAWCATA", 1);
 }
 
-/// What [`catalogue`] begins with.
+/// What [`catalogue()`] begins with.
 pub fn catalogue_seeds() -> Vec<Vec<u8>> {
     let open = |epoch| {
         let path = Path::new("/l");
@@ -357,7 +357,7 @@ fn mend_span(bytes: &mut [u8]) {
     seal(&mut bytes[..HEADER_BYTES]);
 }
 
-/// What [`span`] begins with: a span of one page, and one whose tree has two levels.
+/// What [`span()`] begins with: a span of one page, and one whose tree has two levels.
 pub fn span_seeds() -> Vec<Vec<u8>> {
     let written = |records: u64| {
         let mut header = SpanHeader {
