@@ -21,6 +21,8 @@ mod deliver;
 mod engine;
 mod fleet;
 mod freeze;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod hooks;
 mod limits;
 mod order;

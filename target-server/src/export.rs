@@ -16,7 +16,7 @@ use durable::RealStorage;
 use export::{Disk, Export, Exported, ListenError, Overlay, Place, Security, Space, TlsSide};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use wire::{Credentials, Operation, RefusalCode, WireError};
+use wire::{LiveCredentials, Operation, RefusalCode, WireError};
 
 use crate::operate::{json, open_view};
 use crate::refusal::Refusal;
@@ -77,8 +77,9 @@ impl Running {
 
 impl Exports {
     /// None yet. `address` is where the server itself listens.
-    pub(crate) fn new(credentials: &Credentials, address: IpAddr) -> Exports {
-        let tls = TlsSide { config: wire::foreign_server(credentials), admit: Arc::new(wire::operator_of) };
+    pub(crate) fn new(credentials: Arc<LiveCredentials>, address: IpAddr) -> Exports {
+        let shown = move || wire::foreign_server(&credentials.current());
+        let tls = TlsSide { config: Arc::new(shown), admit: Arc::new(wire::operator_of) };
         Exports { tls, address, next: AtomicU64::new(1), running: Mutex::default() }
     }
 

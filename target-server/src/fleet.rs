@@ -102,19 +102,12 @@ impl Drop for FleetTargetServer {
 }
 
 async fn act(member: Arc<Member>, post: Arc<Post>) {
-    let (mut desired, mut renewed) = (member.desired(), member.renewed());
+    let mut desired = member.desired();
     loop {
         let troubled = post.running.lock().trouble.is_some();
         let again = if troubled { AGAIN } else { Duration::from_secs(3600) };
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
-            changed = renewed.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                tracing::info!("starting anew with the new certificate");
-                post.stop().await;
-            }
             () = tokio::time::sleep(again) => {}
         }
         let told = desired.borrow_and_update().clone();

@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use replica::{ReplicaError, Report};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use wire::{Credentials, CredentialsError, Listener, Opening, Pending, Role, WireError};
+use wire::{CredentialsError, Listener, LiveCredentials, Opening, Pending, Role, WireError};
 
 use crate::config::{ConfigError, GroupConfig};
 use crate::export::Exports;
@@ -131,12 +131,12 @@ impl TargetServer {
     pub async fn start(config: Config) -> Result<Handle, StartError> {
         config.check()?;
         let credentials = Arc::new(load_credentials(&config)?);
-        let name = credentials.identity().name.clone();
+        let name = credentials.current().identity().name.clone();
         let (listen, threads, data) = (config.listen.clone(), config.threads, config.data.clone());
         let groups = tokio::task::spawn_blocking(move || open_groups(&config)).await??;
-        let listener = Listener::bind(&listen, credentials.clone()).await?;
+        let listener = Listener::bind_live(&listen, credentials.clone()).await?;
         let local = listener.local_addr();
-        let exports = Exports::new(&credentials, local.ip());
+        let exports = Exports::new(credentials, local.ip());
         let (stop, stopping) = watch::channel(false);
         tracing::info!(%local, name, groups = groups.len(), "target server listens");
         let (groups, views) = (RwLock::new(groups), Semaphore::new(VIEWS_MAX));
@@ -169,9 +169,9 @@ pub fn verify(data: &Path, group: GroupId) -> Result<Report, ReplicaError> {
     replica::verify(&RealStorage, &data.join(group.to_string()))
 }
 
-fn load_credentials(config: &Config) -> Result<Credentials, StartError> {
-    let credentials = Credentials::load(&config.credentials)?;
-    let (role, expected) = (credentials.identity().role, Role::TargetServer);
+fn load_credentials(config: &Config) -> Result<LiveCredentials, StartError> {
+    let credentials = LiveCredentials::load(&config.credentials)?;
+    let (role, expected) = (credentials.current().identity().role, Role::TargetServer);
     if role != expected {
         return Err(StartError::Role { path: config.credentials.clone(), role, expected });
     }

@@ -103,6 +103,14 @@ impl Followed {
     /// When it does not.
     pub fn holds(&mut self) -> anyhow::Result<()> {
         let newest = self.system.wait_for_now()?;
+        self.holds_at(newest)
+    }
+
+    /// As [`Followed::holds`], with a point that is known to be from now on.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn holds_at(&mut self, newest: u64) -> anyhow::Result<()> {
         let out = self.system.dir().join("restored");
         let name = self.disk.device().file_name().context("a name")?.to_string_lossy().into_owned();
         self.system.restore(&name, newest, &out)?;

@@ -22,7 +22,8 @@ pub enum Part {
 }
 
 impl Part {
-    fn name(self) -> &'static str {
+    /// What its program is called, after `seawall-`.
+    pub fn name(self) -> &'static str {
         match self {
             Part::Agent => "agent",
             Part::ProcessServer => "process-server",

@@ -306,6 +306,93 @@ fn kernel_half_open_connections_are_noticed() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A part whose clock is what a file says, in seconds from the machine's.
+fn start_with_clock(system: &mut System, part: Part, clock: &Path) -> anyhow::Result<()> {
+    let variables = [
+        ("LD_PRELOAD", FAKE_TIME),
+        ("FAKETIME_TIMESTAMP_FILE", path(clock)?),
+        // Looked at each time; and what measures durations is not changed by a clock that is set.
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("DONT_FAKE_MONOTONIC", "1"),
+        ("NO_FAKE_STAT", "1"),
+    ];
+    system.start_with(part, &variables)
+}
+
+const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// By how much clocks jump, in seconds: more than the day for which the target keeps all points.
+const JUMP: &str = "90000";
+
+/// The clock of each part jumps ahead by more than a day and is put right, and back and is put right: points go on in order and stay, and
+/// nothing is compared for it. What a source cuts while its own clock is behind says that it is old, and goes as such once the clock is
+/// right; all else stays.
+#[test]
+fn kernel_clocks_that_jump_lose_nothing() -> anyhow::Result<()> {
+    let test = "kernel_clocks_that_jump_lose_nothing";
+    if !root(test) {
+        return Ok(());
+    }
+    if !Path::new(FAKE_TIME).exists() {
+        seawall_tests::cannot_run(test, "libfaketime is not installed");
+        return Ok(());
+    }
+    // Not so many points that the oldest would go by number.
+    let slowly = |text: &str| text.replace("epoch_interval_ms = 100", "epoch_interval_ms = 500");
+    let mut followed = Followed::start_as(|system| system.edit(Part::Agent, slowly))?;
+    followed.holds()?;
+    let parts = [Part::TargetServer, Part::ProcessServer, Part::Agent];
+    let clock = |system: &System, part: Part| system.dir().join(format!("clock-{}", part.name()));
+    let set = |system: &System, part: Part, seconds: &str| -> anyhow::Result<()> {
+        let (file, new) = (clock(system, part), system.dir().join("clock-new"));
+        std::fs::write(&new, seconds)?;
+        Ok(std::fs::rename(new, file)?)
+    };
+    for part in parts {
+        set(&followed.system, part, "+0")?;
+        followed.system.stop(part)?;
+        let clock = clock(&followed.system, part);
+        start_with_clock(&mut followed.system, part, &clock)?;
+    }
+    followed.holds()?;
+    for part in parts {
+        let mut seemingly_old: Vec<u64> = Vec::new();
+        for seconds in [format!("+{JUMP}"), "+0".to_owned(), format!("-{JUMP}"), "+0".to_owned()] {
+            let what = format!("{} at {seconds} s", part.name());
+            let before = followed.system.points();
+            set(&followed.system, part, &seconds)?;
+            // Long enough for the target to look after its points.
+            followed.while_written(|_| {
+                std::thread::sleep(Duration::from_secs(3));
+                Ok(())
+            })?;
+            let (point, _) = followed.system.point(&["--wait"]).with_context(|| what.clone())?;
+            followed
+                .holds_at(point["epoch"].as_u64().context("a point has an epoch")?)
+                .context(what.clone())?;
+            let after = followed.system.points();
+            let may_go = |point: &u64| after.contains(point) || seemingly_old.contains(point);
+            let lost: Vec<&u64> = before.iter().filter(|point| !may_go(point)).collect();
+            ensure!(lost.is_empty(), "{what}: points {lost:?} are gone");
+            ensure!(after.last() > before.last(), "{what}: no new points");
+            if part == Part::Agent && seconds.starts_with('-') {
+                seemingly_old = after.into_iter().filter(|point| !before.contains(point)).collect();
+            }
+            if part == Part::Agent {
+                // Else nothing was tried.
+                let cut = followed.system.point_at_target(&point["epoch"])?["cut_time"].as_u64();
+                let off = cut.context("a time")? as i64 / 1_000_000_000
+                    - block::UnixNanos::now().0 as i64 / 1_000_000_000;
+                let expected: i64 = seconds.parse()?;
+                ensure!((off - expected).abs() < 600, "{what}: the clock is off by {off} s");
+            }
+        }
+    }
+    followed.holds()?;
+    ensure!(compared(&followed.system)? == 0, "a clock is no reason to compare");
+    Ok(())
+}
+
 /// Identities are replaced while everything runs, the group's key between two runs. Nothing is compared for it, and a changeset under the
 /// old key is refused.
 #[test]

@@ -473,7 +473,8 @@ fn kernel_hooks_decide_what_a_point_is() -> anyhow::Result<()> {
 
     // One hangs, before and after: killed at its time-out, and nothing is frozen meanwhile or afterwards.
     for (action, frozen) in [("pre-freeze", "abort"), ("post-thaw", "post-thaw")] {
-        hook(&system, "20-b", &format!("{note}; [ $1 != {action} ] || sleep 1000"))?;
+        let hang = format!("while [ -e {} ]; do sleep 0.2; done", system.dir().display());
+        hook(&system, "20-b", &format!("{note}; [ $1 != {action} ] || {hang}"))?;
         let began = Instant::now();
         let point = take()?;
         is(&point, "filesystem", &format!("hook 20-b failed at {action}: not done after 1500 ms; killed"))?;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bpf;
+mod deny;
 mod faults;
 mod fuzz;
 mod kernel_test;
@@ -32,10 +33,12 @@ enum Task {
     Bench(bench::Options),
     /// Run the rows of the table of faults in docs/reliability.md.
     Faults(faults::Options),
-    /// Throw arbitrary bytes at every decoder, for so many seconds each.
+    /// Throw arbitrary bytes at every decoder, steered by coverage, for so many seconds each.
     Fuzz(fuzz::Options),
     /// Let faults happen under a database until time is up, and check points all the time.
     Soak(soak::Options),
+    /// Look whether the dependencies are what deny.toml allows.
+    Deny(deny::Options),
     /// Compile the capture program; its object is committed beside it.
     Bpf(bpf::Options),
 }
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Task::Faults(options) => faults::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Soak(options) => soak::run(&options),
+        Task::Deny(options) => deny::run(&options),
         Task::Bpf(options) => bpf::run(&options),
     }
 }

@@ -3,7 +3,7 @@ use std::process::Command;
 use anyhow::bail;
 use clap::Args;
 
-use crate::{cargo, find, step};
+use crate::{cargo, deny, find, step};
 
 /// What the tests use, and the Debian package that has it.
 const PROGRAMS: [(&str, &str); 21] = [
@@ -32,7 +32,8 @@ const PROGRAMS: [(&str, &str); 21] = [
     ("syslinux", "syslinux"),
 ];
 /// A header or another file that is not found by its name alone, and its package.
-const HEADERS: [(&str, &str); 5] = [
+const HEADERS: [(&str, &str); 6] = [
+    ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "libfaketime"),
     ("/usr/include/bpf/bpf_helpers.h", "libbpf-dev"),
     ("/usr/lib/postgresql/15/bin/pgbench", "postgresql-15"),
     ("/usr/lib/python3/dist-packages/nbd.py", "python3-libnbd"),
@@ -57,6 +58,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let lints = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         step("lints", cargo().args(lints))?;
         let documents = ["doc", "--workspace", "--no-deps", "--quiet", "--document-private-items"];
+        deny::run_if_possible()?;
         step("documents", cargo().args(documents).env("RUSTDOCFLAGS", "-D warnings"))?;
     }
     // The whole-system tests start the servers as processes.

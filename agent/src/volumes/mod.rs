@@ -4,6 +4,8 @@
 mod lock;
 mod presence;
 mod record;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use record::fuzzing;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

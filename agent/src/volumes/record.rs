@@ -101,6 +101,30 @@ fn number(rest: &mut &[u8]) -> anyhow::Result<u16> {
     Ok(u16::from_le_bytes(take(rest, 2)?.try_into().expect("2 bytes")))
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    /// The record of the disks that were protected.
+    pub fn disks(data: &[u8]) {
+        if let Ok(record) = Record::decode(data) {
+            assert_eq!(Record::decode(&record.encode()).expect("what is written can be read"), record);
+        }
+    }
+
+    /// What [`disks`] begins with.
+    pub fn disks_seeds() -> Vec<Vec<u8>> {
+        let identity = Identity { serial: Some("S1".into()), wwn: Some("w".into()), ..Identity::default() };
+        let disk = |number: u8| RecordedDisk {
+            configured: "d".into(),
+            volume: format!("d.{number}"),
+            path: format!("/dev/vd{number}"),
+            identity: identity.clone(),
+        };
+        vec![Record { disks: vec![disk(1), disk(2)] }.encode(), Record::default().encode()]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +142,7 @@ mod tests {
         let golden = b"SEAWDISK\x01\x00\x01\x00\x01\x00d\x03\x00d.2\x08\x00/dev/vdb\x00\x00\x02\x00S1\x00\x00\x01\x00f";
         assert_eq!(example().encode(), golden);
         assert_eq!(Record::decode(golden).unwrap(), example());
+        fuzzing::disks_seeds().iter().for_each(|seed| fuzzing::disks(seed));
     }
 
     #[test]

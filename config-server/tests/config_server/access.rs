@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{ADMINISTRATOR, PASSWORD, Site, login, on_both, problem};
 
-on_both! { only_the_password_lets_in_and_guessing_is_stopped, roles_and_scopes_allow_what_they_say, what_is_asked_is_read_strictly, every_act_is_in_the_audit_log_whether_it_was_done_or_not, a_second_person_approves_what_destroys }
+on_both! { only_the_password_lets_in_and_guessing_is_stopped, roles_and_scopes_allow_what_they_say, what_is_asked_is_read_strictly, every_act_is_in_the_audit_log_whether_it_was_done_or_not, a_second_person_approves_what_destroys, a_session_without_its_second_secret_changes_nothing }
 
 async fn only_the_password_lets_in_and_guessing_is_stopped(site: Site) {
     let stranger = site.stranger();
@@ -162,4 +162,86 @@ async fn a_second_person_approves_what_destroys(site: Site) {
     let answer = format!("/approvals/{}", approval.id);
     assert_eq!(first.post::<_, Approval>(&answer, &no).await.unwrap().state, ApprovalState::Rejected);
     assert!(first.get::<Settings>("/settings").await.unwrap().second_person);
+}
+
+/// What a browser got.
+struct Got {
+    status: u16,
+    head: String,
+    body: Value,
+}
+
+/// One request as a browser sends it: the cookie goes by itself, other headers are what the page adds.
+async fn by_browser(site: &Site, method: &str, path: &str, headers: &str, body: Value) -> Got {
+    let (config, name) = wire::web_client(&site.trust(), None).unwrap();
+    let address = site.server.as_ref().unwrap().local_addr();
+    let body = body.to_string();
+    let request = format!(
+        "{method} /api/v1{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    );
+    let answer = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let connection = rustls::ClientConnection::new(config, name).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, std::net::TcpStream::connect(address).unwrap());
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    });
+    let answer = answer.await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Got { status, head: head.to_owned(), body: serde_json::from_str(body).unwrap_or(Value::Null) }
+}
+
+/// The cookie's header and the second secret of a new session.
+async fn session(site: &Site) -> (String, String) {
+    let got =
+        by_browser(site, "POST", "/login", "", json!({ "name": ADMINISTRATOR, "password": PASSWORD })).await;
+    let cookie = got.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    for rule in ["Secure", "HttpOnly", "SameSite=Strict", "Path=/"] {
+        assert!(cookie.split("; ").any(|found| found == rule), "{cookie}");
+    }
+    let cookie = format!("Cookie: {}\r\n", cookie.split(';').next().unwrap());
+    (cookie, got.body["csrf"].as_str().unwrap().to_owned())
+}
+
+/// Another site's page can make a browser send the session's cookie, but it knows no secret of the session. So whatever changes
+/// something is refused without that, act by act of the API's own document.
+async fn a_session_without_its_second_secret_changes_nothing(site: Site) {
+    let ((cookie, csrf), (_, other)) = (session(&site).await, session(&site).await);
+    let get_me = async || by_browser(&site, "GET", "/me", &cookie, Value::Null).await.status;
+    assert_eq!(get_me().await, 200, "reading needs the cookie only");
+
+    let document = by_browser(&site, "GET", "/openapi.json", &cookie, Value::Null).await.body;
+    let mut tried = 0;
+    for (path, acts) in document["paths"].as_object().unwrap() {
+        for (method, act) in acts.as_object().unwrap() {
+            let ways = act["security"].as_array().unwrap();
+            if method == "get" || !ways.iter().any(|way| way.get("session").is_some()) {
+                continue;
+            }
+            let (method, path) = (method.to_uppercase(), path.replace("{id}", &"0a".repeat(16)));
+            let path = path.strip_prefix("/api/v1").unwrap();
+            for header in ["", "X-Seawall-CSRF: \r\n", &format!("X-Seawall-CSRF: {other}\r\n")] {
+                let got = by_browser(&site, &method, path, &format!("{cookie}{header}"), json!({})).await;
+                let code = got.body["code"].as_str().unwrap_or_default();
+                assert_eq!(
+                    (got.status, code),
+                    (403, "csrf"),
+                    "{method} {path} with {header:?}: {}",
+                    got.body
+                );
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried >= 20, "{tried} acts change something");
+    // Not even the session was ended; with its own secret it ends.
+    assert_eq!(get_me().await, 200);
+    let own = format!("{cookie}X-Seawall-CSRF: {csrf}\r\n");
+    assert!(by_browser(&site, "POST", "/logout", &own, json!({})).await.status < 300);
+    assert_eq!(get_me().await, 401);
 }

@@ -75,8 +75,8 @@ impl fmt::Display for Label {
 
 /// What is told of an epoch besides its consistency. Empty for one that nobody asked for.
 ///
-/// Invariants, kept by [`PointNote::bounded`] and asked for by who reads one: texts are within their limits and without
-/// control characters; there are no empty ones.
+/// Invariants, kept by [`PointNote::bounded`] and asked for by who reads one: texts are within their limits, without control
+/// characters, and without blanks at their ends; there are no empty ones. So a note that was read is written as it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointNote {
     /// What a person calls it.
@@ -121,7 +121,7 @@ impl PointNote {
     /// Names it.
     pub fn check(&self) -> Result<(), &'static str> {
         let text = |text: &str, limit: usize| {
-            !text.is_empty() && text.len() <= limit && !text.contains(char::is_control)
+            !text.is_empty() && text.len() <= limit && !text.contains(char::is_control) && text.trim() == text
         };
         if !self.reason.as_deref().is_none_or(|reason| text(reason, REASON_BYTES_MAX)) {
             return Err("reason");
@@ -200,6 +200,18 @@ mod tests {
         assert!("x".repeat(LABEL_BYTES_MAX).parse::<Label>().is_ok());
         for bad in ["two\nlines", "\x1b[2J", "nul\0"] {
             assert!(matches!(bad.parse::<Label>(), Err(LabelError::Control(_))), "{bad:?}");
+        }
+    }
+
+    /// A note with a blank at an end was read and then written without it: an undo layer's header was not the one that was in memory,
+    /// and the layer counted as damaged.
+    #[test]
+    fn what_would_be_written_otherwise_breaks_an_invariant() {
+        for text in [" /", "/vk ", "\u{3000}/"] {
+            let filesystems = PointNote { filesystems: vec![text.to_owned()], ..PointNote::default() };
+            let reason = PointNote { reason: Some(text.to_owned()), ..PointNote::default() };
+            assert_eq!((filesystems.check(), reason.check()), (Err("filesystem"), Err("reason")));
+            assert_eq!((filesystems.bounded().check(), reason.bounded().check()), (Ok(()), Ok(())));
         }
     }
 

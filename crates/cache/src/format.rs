@@ -9,8 +9,8 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 
 /// A segment's header, and a record's; records start at multiples of it.
 pub(crate) const HEADER_BYTES: usize = 128;
-const SEGMENT_MAGIC: &[u8; 8] = b"SWSEGMNT";
-const RECORD_MAGIC: &[u8; 4] = b"SWCR";
+pub(crate) const SEGMENT_MAGIC: &[u8; 8] = b"SWSEGMNT";
+pub(crate) const RECORD_MAGIC: &[u8; 4] = b"SWCR";
 /// 1: first.
 const VERSION: u16 = 1;
 
@@ -175,7 +175,7 @@ pub(crate) fn record_bytes(data: usize) -> u64 {
     (HEADER_BYTES + data).next_multiple_of(HEADER_BYTES) as u64
 }
 
-fn seal(mut bytes: [u8; HEADER_BYTES]) -> [u8; HEADER_BYTES] {
+pub(crate) fn seal(mut bytes: [u8; HEADER_BYTES]) -> [u8; HEADER_BYTES] {
     let checksum = crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
     bytes[HEADER_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
     bytes

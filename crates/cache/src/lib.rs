@@ -28,6 +28,8 @@ mod cache;
 mod cursors;
 mod error;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod keeper;
 mod log;
 mod position;

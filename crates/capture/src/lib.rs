@@ -11,6 +11,8 @@ mod device;
 mod disk;
 mod disks;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod kernel;
 mod lanes;
 mod scan;

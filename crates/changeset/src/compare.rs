@@ -191,6 +191,12 @@ impl Conversation {
         bytes
     }
 
+    /// Seals whatever it is, as a faulty peer would.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn seal_arbitrary(&self, is_question: bool, number: u64, bytes: Vec<u8>) -> Vec<u8> {
+        self.seal(if is_question { Direction::Question } else { Direction::Answer }, number, bytes)
+    }
+
     fn open(&self, direction: Direction, number: u64, bytes: &[u8]) -> Result<Vec<u8>, CompareError> {
         if bytes.len() > COMPARE_MESSAGE_BYTES_MAX {
             return Err(CompareError::Content);

@@ -4,7 +4,7 @@ use ::bytes::Bytes;
 use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos};
 
 use crate::frame::{
-    Cipher, FrameHeader, Kind, Packing, TABLE_ENTRY_BYTES, TAG_BYTES, TRAILER_BYTES, Trailer,
+    Cipher, FrameHeader, Kind, Packing, TABLE_ENTRY_BYTES, TAG_BYTES, TRAILER_BYTES, TableEntry, Trailer,
 };
 use crate::header::{RoutingHeader, Stamp};
 use crate::key::GroupKey;
@@ -59,6 +59,99 @@ pub fn check(changeset: &Changeset) {
         extents += 1;
     }
     assert_eq!((extents, ByteCount(data_bytes)), (changeset.header.extents, changeset.header.plain_bytes));
+}
+
+/// What [`open_arbitrary`] begins with: texts for a faulty sealer, and a changeset that is whole.
+pub fn open_seeds() -> Vec<Vec<u8>> {
+    let manifest = manifest();
+    let mut table = 1_u32.to_le_bytes().to_vec();
+    table.extend_from_slice(&512_u32.to_le_bytes());
+    table.extend_from_slice(
+        &TableEntry { volume: 0, kind: TableEntry::DATA, offset: 4096, length: 512 }.encode(),
+    );
+    table.extend_from_slice(&[7; 512]);
+    let text = |text: &[u8]| [&(text.len() as u16).to_le_bytes()[..], text].concat();
+    let texts = [text(&manifest), text(&table)].concat();
+    let whole = seal_texts(&header(1, 1, 512), &[(&manifest, false), (&table, false)]);
+    vec![[&[2][..], &texts].concat(), [&[0][..], &whole].concat(), [&[0xfd][..], &whole].concat()]
+}
+
+fn manifest() -> Vec<u8> {
+    let volume = crate::VolumeInfo {
+        id: block::VolumeId([3; 16]),
+        name: "sda".to_owned(),
+        size: ByteCount(1 << 20),
+        logical_block: 512,
+    };
+    let note = block::PointNote { label: "nightly".parse().ok(), ..Default::default() };
+    crate::volume::encode_manifest(&[volume], &note).expect("a sound manifest")
+}
+
+/// What is told of a point.
+pub fn note(data: &[u8]) {
+    if let Ok(note) = crate::decode_note(data) {
+        assert_eq!(crate::decode_note(&crate::encode_note(&note)), Ok(note));
+    }
+}
+
+/// What [`note`] begins with.
+pub fn note_seeds() -> Vec<Vec<u8>> {
+    let note = block::PointNote {
+        label: "nightly".parse().ok(),
+        frozen: Some(std::time::Duration::from_millis(3)),
+        filesystems: vec!["/".to_owned(), "/var".to_owned()],
+        reason: Some("a hook failed".to_owned()),
+    };
+    vec![crate::encode_note(&note), crate::encode_note(&block::PointNote::default())]
+}
+
+/// Volumes and what is told of a point, as they are sealed.
+pub fn volumes(data: &[u8]) {
+    if let Ok((volumes, note)) = crate::volume::decode_manifest(data) {
+        let again = crate::volume::encode_manifest(&volumes, &note).expect("what was read can be written");
+        assert_eq!(crate::volume::decode_manifest(&again).expect("as before"), (volumes, note));
+    }
+}
+
+/// What [`volumes`] begins with.
+pub fn volumes_seeds() -> Vec<Vec<u8>> {
+    vec![manifest()]
+}
+
+/// Messages of a comparison: as they are, and sealed as if by a faulty sealer.
+pub fn compare(data: &[u8]) {
+    let Some(([way, granules], data)) = data.split_first_chunk::<2>() else { return };
+    let key = GroupKey::from_bytes(KEY);
+    let conversation = crate::Conversation::new(&key, GROUP, Generation(1), &[4; 16]);
+    let message = match way & 1 {
+        0 => data.to_vec(),
+        _ => conversation.seal_arbitrary(way & 2 == 2, 5, data.to_vec()),
+    };
+    if let Ok(question) = conversation.open_question(5, &message) {
+        assert_eq!(
+            conversation.open_question(5, &conversation.seal_question(5, &question)),
+            Ok(question.clone())
+        );
+        assert!(question.granules().count() <= crate::COMPARED_GRANULES_MAX as usize);
+    }
+    let granules = usize::from(*granules);
+    if let Ok(answer) = conversation.open_answer(5, granules, &message) {
+        let again = conversation.seal_answer(5, &answer);
+        assert_eq!(conversation.open_answer(5, granules, &again), Ok(answer));
+    }
+}
+
+/// What [`compare`] begins with: a question and answers, not sealed yet.
+pub fn compare_seeds() -> Vec<Vec<u8>> {
+    let question =
+        [&9_u64.to_le_bytes()[..], &[3; 16], &256_u64.to_le_bytes(), &[0x81; 32], &[5; 16]].concat();
+    vec![
+        [&[3, 64][..], &question].concat(),
+        vec![1, 0, 0],
+        [&[1, 2, 1][..], &[7; 32]].concat(),
+        vec![1, 0, 2],
+        [&[1, 0, 3][..], &5_u64.to_le_bytes(), &9_u64.to_le_bytes()].concat(),
+    ]
 }
 
 /// A header of the test's group and key.
@@ -180,4 +273,37 @@ pub(crate) fn seal_frame(
     let tag = cipher.seal(frame, &mut bytes[at..]);
     bytes.extend_from_slice(&tag);
     tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mount point with a blank at its end was written without it.
+    #[test]
+    fn what_broke_once_does_not_again() {
+        note(include_bytes!("../../../fuzz/regressions/changeset-note/blank-at-the-end"));
+    }
+
+    /// The seeds are what they are meant to be, so that the fuzzer begins behind the first checks.
+    #[test]
+    fn seeds_are_read() {
+        let whole = &open_seeds()[1][1..];
+        assert_eq!(open_in_chunks(whole, 100, 1).unwrap().header.extents, 1);
+        let texts = sealed_by_a_faulty_sealer(&open_seeds()[0][1..]);
+        assert_eq!(open_in_chunks(&texts, 100, 1).unwrap().header.extents, 1);
+        open_seeds().iter().for_each(|seed| open_arbitrary(seed));
+        assert!(note_seeds().iter().all(|seed| crate::decode_note(seed).is_ok()));
+        assert!(crate::volume::decode_manifest(&volumes_seeds()[0]).is_ok());
+        let conversation =
+            crate::Conversation::new(&GroupKey::from_bytes(KEY), GROUP, Generation(1), &[4; 16]);
+        for (seed, number) in compare_seeds().iter().zip(0..) {
+            compare(seed);
+            let sealed = conversation.seal_arbitrary(number == 0, 5, seed[2..].to_vec());
+            match number {
+                0 => assert!(conversation.open_question(5, &sealed).is_ok()),
+                _ => assert!(conversation.open_answer(5, seed[1].into(), &sealed).is_ok(), "{number}"),
+            }
+        }
+    }
 }

@@ -8,6 +8,8 @@ mod bottleneck;
 mod export;
 mod failover;
 pub mod fleet;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod metrics;
 mod request;
 mod resync;

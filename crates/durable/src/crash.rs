@@ -24,6 +24,9 @@ pub enum Fault {
     /// EIO. At a sync, an arbitrary part of what was to be synced reaches the medium and a later sync succeeds
     /// without the rest, as on Linux.
     InputOutput,
+    /// A write takes only its first half, and what follows it ENOSPC: what a full medium does in the middle of one. Other
+    /// operations as with [`Fault::NoSpace`].
+    ShortWrite,
     /// ENOSPC (kind `StorageFull`). Hits writes, allocations, extensions and creations; syncs and removals go through.
     NoSpace,
 }
@@ -203,11 +206,16 @@ impl State {
             Some((range, Fault::InputOutput)) if range.contains(&operation) => {
                 Err(rustix::io::Errno::IO.into())
             }
-            Some((range, Fault::NoSpace)) if grows && range.contains(&operation) => {
+            Some((range, Fault::NoSpace | Fault::ShortWrite)) if grows && range.contains(&operation) => {
                 Err(rustix::io::Errno::NOSPC.into())
             }
             _ => Ok(Verdict::Done),
         }
+    }
+
+    /// Whether a write that fails now leaves half of it.
+    fn is_short(&self) -> bool {
+        matches!(self.fault, Some((_, Fault::ShortWrite)))
     }
 
     fn change_names(&mut self, directory: &Path, entries: Vec<(PathBuf, Option<Arc<SimulatedFile>>)>) {
@@ -387,8 +395,20 @@ impl Handle {
         if !self.writable {
             return Err(rustix::io::Errno::BADF.into());
         }
-        let verdict = state.begin(grows)?;
+        let begun = state.begin(grows);
         let mut content = self.file.content.lock();
+        let verdict = match (begun, &change) {
+            (Ok(verdict), _) => verdict,
+            (Err(error), Change::Write(offset, data))
+                if error.kind() == io::ErrorKind::StorageFull && state.is_short() =>
+            {
+                let half = Change::Write(*offset, data[..data.len() / 2].into());
+                apply(&mut content.seen, &half);
+                content.pending.push(half);
+                return Err(error);
+            }
+            (Err(error), _) => return Err(error),
+        };
         apply(&mut content.seen, &change);
         content.pending.push(change);
         verdict.finish(())
@@ -583,6 +603,17 @@ mod tests {
         file.read_exact_at(&mut seen, 0).unwrap();
         assert!(seen == [7; 64 * 512], "the cache still shows it");
         assert!(found(&storage.crash(1)) != seen, "but the medium has not all of it");
+    }
+
+    #[test]
+    fn a_short_write_leaves_half_and_an_error() {
+        let (storage, file) = made();
+        file.write_all_at(&[1; 10], 0).unwrap();
+        storage.fail_at(storage.operations(), Fault::ShortWrite);
+        assert_eq!(file.write_all_at(&[2; 8], 4).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(found(&storage), [1, 1, 1, 1, 2, 2, 2, 2, 1, 1]);
+        file.sync_data().unwrap();
+        assert_eq!(found(&storage.crash(0)), [1, 1, 1, 1, 2, 2, 2, 2, 1, 1]);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 mod crash;
 mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod pages;
 mod real;
 mod record;

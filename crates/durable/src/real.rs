@@ -89,6 +89,29 @@ impl Storage for RealStorage {
     }
 }
 
+/// Writes all slices with calls that may take less than they were given.
+fn write_all(
+    slices: &[IoSlice<'_>],
+    mut offset: u64,
+    mut write: impl FnMut(&[IoSlice<'_>], u64) -> Result<usize, Errno>,
+) -> io::Result<()> {
+    for group in slices.chunks(SLICES_MAX) {
+        let mut group = group.to_vec();
+        let mut left = group.as_mut_slice();
+        // Drops leading empty slices, so that a return of 0 can only mean that nothing more can be written.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            let count = retry_on_intr(|| write(left, offset))?;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += count as u64;
+            IoSlice::advance_slices(&mut left, count);
+        }
+    }
+    Ok(())
+}
+
 #[derive(Debug)]
 struct RealFile {
     file: File,
@@ -128,22 +151,8 @@ impl StorageFile for RealFile {
         }
     }
 
-    fn write_all_vectored_at(&self, slices: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
-        for group in slices.chunks(SLICES_MAX) {
-            let mut group = group.to_vec();
-            let mut left = group.as_mut_slice();
-            // Drops leading empty slices, so that a return of 0 can only mean that nothing more can be written.
-            IoSlice::advance_slices(&mut left, 0);
-            while !left.is_empty() {
-                let count = retry_on_intr(|| rustix::io::pwritev(&self.file, left, offset))?;
-                if count == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                offset += count as u64;
-                IoSlice::advance_slices(&mut left, count);
-            }
-        }
-        Ok(())
+    fn write_all_vectored_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        write_all(slices, offset, |slices, offset| rustix::io::pwritev(&self.file, slices, offset))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -221,5 +230,65 @@ impl StorageFile for RealFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A medium that takes of each call only as much as it likes, and says what it likes.
+    #[derive(Clone, Copy, Debug)]
+    enum Answer {
+        Takes(usize),
+        Interrupted,
+        Nothing,
+        Full,
+    }
+
+    fn answer() -> impl Strategy<Value = Answer> {
+        prop_oneof![
+            20 => (1..4000_usize).prop_map(Answer::Takes),
+            4 => Just(Answer::Interrupted),
+            1 => Just(Answer::Nothing),
+            1 => Just(Answer::Full),
+        ]
+    }
+
+    proptest! {
+        /// A short write goes on after what was taken; so all is written, each byte in its place, or the caller is told.
+        #[test]
+        fn short_writes_are_finished_or_an_error(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 0..8),
+            answers in prop::collection::vec(answer(), 0..40),
+        ) {
+            let expected = parts.concat();
+            let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+            let mut medium = vec![0; 100 + expected.len()];
+            let (mut answers, mut failed) = (answers.into_iter(), None);
+            let written = write_all(&slices, 100, |slices, offset| {
+                let given: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+                match answers.next().unwrap_or(Answer::Takes(usize::MAX)) {
+                    Answer::Takes(count) => {
+                        let count = count.min(given.len());
+                        medium[offset as usize..][..count].copy_from_slice(&given[..count]);
+                        Ok(count)
+                    }
+                    Answer::Interrupted => Err(Errno::INTR),
+                    Answer::Nothing => {
+                        failed = Some(io::ErrorKind::WriteZero);
+                        Ok(0)
+                    }
+                    Answer::Full => {
+                        failed = Some(io::ErrorKind::StorageFull);
+                        Err(Errno::NOSPC)
+                    }
+                }
+            });
+            prop_assert_eq!(written.map_err(|error| error.kind()), failed.map_or(Ok(()), Err));
+            prop_assert!(failed.is_some() || medium[100..] == expected);
+        }
     }
 }

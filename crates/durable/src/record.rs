@@ -26,6 +26,8 @@ const VERSION: u16 = 1;
 const HEADER: usize = 32;
 /// The payload may grow in place up to the slot; the header is counted in.
 const SLOT: usize = 68 * 1024;
+/// Nobody writes so often: a number past it is damage.
+const SEQUENCE_MAX: u64 = u64::MAX / 2;
 const _: () = assert!(SLOT >= HEADER + RECORD_PAYLOAD_BYTES_MAX && SLOT.is_multiple_of(4096));
 
 /// Why a record file was not read or written.
@@ -113,6 +115,8 @@ impl RecordFile {
             let mut bytes = vec![0; SLOT];
             let got = read_up_to(&*file, &mut bytes, index * SLOT as u64).map_err(io("read"))?;
             match decode(&bytes[..got]) {
+                // Else the next write would overwrite the newest payload and not the older one.
+                Ok((sequence, _)) if sequence % 2 == index => reason = "in the other one's place",
                 Ok((sequence, payload)) => {
                     if newest.as_ref().is_none_or(|(newest, _)| sequence > *newest) {
                         newest = Some((sequence, payload.to_vec()));
@@ -144,6 +148,9 @@ impl RecordFile {
         if self.poisoned {
             return Err(RecordError::Poisoned(self.path.clone()));
         }
+        if self.sequence == SEQUENCE_MAX {
+            return Err(RecordError::Damaged { path: self.path.clone(), reason: "no number is left" });
+        }
         let sequence = self.sequence + 1;
         let bytes = slot(&self.path, sequence, payload)?;
         // The slot that does not hold the newest payload: sequence 1 is in slot 0.
@@ -160,7 +167,7 @@ impl RecordFile {
     }
 }
 
-fn slot(path: &Path, sequence: u64, payload: &[u8]) -> Result<Vec<u8>, RecordError> {
+pub(crate) fn slot(path: &Path, sequence: u64, payload: &[u8]) -> Result<Vec<u8>, RecordError> {
     if payload.len() > RECORD_PAYLOAD_BYTES_MAX {
         return Err(RecordError::TooLarge(path.to_owned(), payload.len()));
     }
@@ -176,6 +183,21 @@ fn slot(path: &Path, sequence: u64, payload: &[u8]) -> Result<Vec<u8>, RecordErr
     bytes.extend_from_slice(payload);
     Ok(bytes)
 }
+
+/// Gives what may be a slot the magic, version and checksum of one.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn mend(bytes: &mut [u8]) {
+    let Some((header, rest)) = bytes.split_first_chunk_mut::<HEADER>() else { return };
+    header[..8].copy_from_slice(MAGIC);
+    header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    let length = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
+    let payload = &rest[..length.min(rest.len())];
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..28]), payload);
+    header[28..].copy_from_slice(&checksum.to_le_bytes());
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) const RECORD_SLOT_BYTES: usize = SLOT;
 
 enum Flaw {
     Version(u16),
@@ -205,8 +227,8 @@ fn decode(bytes: &[u8]) -> Result<(u64, &[u8]), Flaw> {
     }
     let [low, high] = [field(16), field(20)];
     let sequence = u64::from(u32::from_le_bytes(low)) | u64::from(u32::from_le_bytes(high)) << 32;
-    if sequence == 0 {
-        return Err(Flaw::Other("sequence 0"));
+    if sequence == 0 || sequence > SEQUENCE_MAX {
+        return Err(Flaw::Other("sequence out of range"));
     }
     Ok((sequence, payload))
 }
@@ -303,6 +325,22 @@ mod tests {
         assert!(matches!(RecordFile::open(&storage, path()), Err(RecordError::Version { version: 2, .. })));
         file.set_len(20).unwrap();
         assert!(matches!(RecordFile::open(&storage, path()), Err(RecordError::Damaged { .. })));
+    }
+
+    /// A slot in the other's place would be taken for the newest, and the next write would overwrite it: torn, nothing is left.
+    #[test]
+    fn a_slot_in_the_wrong_place_is_refused() {
+        let storage = CrashStorage::new();
+        RecordFile::create(&storage, path(), b"first").unwrap();
+        let file = storage.open(path(), OpenMode::ReadWrite).unwrap();
+        file.write_all_at(&slot(path(), 3, b"misplaced").unwrap(), SLOT as u64).unwrap();
+        assert_eq!(RecordFile::open(&storage, path()).unwrap().1, b"first");
+        file.write_all_at(&slot(path(), 2, b"second").unwrap(), SLOT as u64).unwrap();
+        assert_eq!(RecordFile::open(&storage, path()).unwrap().1, b"second");
+        for sequence in [SEQUENCE_MAX + 2, u64::MAX] {
+            file.write_all_at(&slot(path(), sequence, b"last").unwrap(), 0).unwrap();
+            assert_eq!(RecordFile::open(&storage, path()).unwrap().1, b"second");
+        }
     }
 
     #[test]

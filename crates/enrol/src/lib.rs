@@ -13,6 +13,8 @@ mod credentials;
 mod error;
 mod file;
 mod fingerprint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod join;
 mod member;
 mod profile;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use block::UnixNanos;
 use control::fleet::{
@@ -31,6 +31,25 @@ const CERTIFICATE_TIME: Duration = Duration::from_secs(90 * 86_400);
 const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// Tasks whose results wait to be reported.
 const RESULTS_WAITING_MAX: usize = 64;
+
+/// When a certificate is to be renewed. How long ago it was tried is not measured by the clock, which may have jumped since.
+#[derive(Debug, Default)]
+struct Renewal {
+    tried: Option<Instant>,
+}
+
+impl Renewal {
+    /// Whether it is to be tried now; counted as a try. Also a success is not repeated at once: with a clock far ahead each new
+    /// certificate is old.
+    fn is_due(&mut self, expires: UnixNanos, now: UnixNanos, instant: Instant) -> bool {
+        let lately = self.tried.is_some_and(|tried| instant.saturating_duration_since(tried) < RENEW_AGAIN);
+        let due = !lately && expires.since(now) < CERTIFICATE_TIME / RENEW_PART;
+        if due {
+            self.tried = Some(instant);
+        }
+        due
+    }
+}
 
 /// What a part does for the fleet; the part's own crate says how.
 pub trait Charge: Send + Sync + 'static {
@@ -123,12 +142,12 @@ impl Member {
         let mut begun: HashSet<ResourceId> = HashSet::new();
         let mut connected: Option<(u64, Client)> = None;
         let mut reached = true;
-        let mut renew_at = UnixNanos(0);
+        let mut renewal = Renewal::default();
         loop {
             while let Ok(update) = results.try_recv() {
                 waiting.insert(update.id.clone(), update);
             }
-            let asked = self.ask(&*charge, &mut connected, &waiting, &mut renew_at).await;
+            let asked = self.ask(&*charge, &mut connected, &waiting, &mut renewal).await;
             let interval = match asked {
                 Ok(reply) => {
                     if !reached {
@@ -175,7 +194,7 @@ impl Member {
         charge: &C,
         connected: &mut Option<(u64, Client)>,
         waiting: &HashMap<ResourceId, TaskUpdate>,
-        renew_at: &mut UnixNanos,
+        renewal: &mut Renewal,
     ) -> Result<CheckInReply, EnrolError> {
         let generation = *self.renewed.borrow();
         if connected.as_ref().is_none_or(|(of, _)| *of != generation) {
@@ -185,15 +204,11 @@ impl Member {
             return Err(EnrolError::Credentials("connect to the config server".into()));
         };
         let credentials = self.load()?;
-        if self.due(&credentials, *renew_at) {
-            match self.renew(client).await {
-                Ok(()) => {}
-                Err(error) => {
-                    let error = error.to_string();
-                    tracing::error!(error, "renew the certificate; tried again");
-                    *renew_at = UnixNanos(UnixNanos::now().0.saturating_add(RENEW_AGAIN.as_nanos() as u64));
-                }
-            }
+        if renewal.is_due(credentials.expires(), UnixNanos::now(), Instant::now())
+            && let Err(error) = self.renew(client).await
+        {
+            let error = error.to_string();
+            tracing::error!(error, "renew the certificate; tried again");
         }
         let mut said = charge.report();
         said.time = UnixMillis::now();
@@ -210,12 +225,6 @@ impl Member {
     fn connect(&self) -> Result<Client, EnrolError> {
         let authority = read(&self.credentials().join(wire::CA_FILE))?;
         Client::new(self.section.url.clone(), &WebTrust::Authority(authority), Some(&self.load()?), None)
-    }
-
-    fn due(&self, credentials: &Credentials, not_before: UnixNanos) -> bool {
-        let now = UnixNanos::now();
-        let left = credentials.expires().since(now);
-        now >= not_before && left < CERTIFICATE_TIME / RENEW_PART
     }
 
     async fn renew(&self, client: &Client) -> Result<(), EnrolError> {
@@ -261,4 +270,32 @@ fn read(path: &Path) -> Result<String, EnrolError> {
 fn fraction() -> f64 {
     let nanos = UnixNanos::now().0 ^ (u64::from(std::process::id()) << 20);
     f64::from(blake3::hash(&nanos.to_le_bytes()).as_bytes()[0]) / 255.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    /// A clock that jumps neither keeps a certificate from being renewed nor has it renewed again and again.
+    #[test]
+    fn a_jumping_clock_makes_no_renewal_spin_or_wait() {
+        let at = |days: u64| UnixNanos(days * DAY.as_nanos() as u64);
+        let (expires, begun) = (at(1000 + 90), Instant::now());
+        let mut renewal = Renewal::default();
+        let mut tries = |day: u64, from: u64, seconds: u64, expires| {
+            (from..from + seconds)
+                .filter(|second| renewal.is_due(expires, at(day), begun + Duration::from_secs(*second)))
+                .count()
+        };
+        assert_eq!(tries(1000, 0, 100, expires), 0);
+        // A day ahead, a day back: as before.
+        assert_eq!((tries(1001, 100, 100, expires), tries(999, 200, 100, expires)), (0, 0));
+        // Years ahead, where every certificate is old: once in a while.
+        assert_eq!(tries(9000, 1000, 600, expires), 10);
+        // Tried while the clock was ahead; back again, and due: at once, not years later.
+        assert_eq!(tries(1000 + 61, 1700, 1, expires), 1);
+        assert_eq!(tries(1000 + 61, 1701, 60, expires), 1);
+    }
 }

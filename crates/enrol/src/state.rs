@@ -17,7 +17,7 @@ const DESIRED_FILE: &str = "desired.json";
 /// The version of the list of revoked certificates that is in use.
 const REVOKED_VERSION_FILE: &str = "revoked.version";
 /// The first line of the file.
-const FIRST_LINE: &str = "seawall desired state 1";
+pub(crate) const FIRST_LINE: &str = "seawall desired state 1";
 /// The largest file, in bytes. A larger one is refused.
 const DESIRED_BYTES_MAX: u64 = 64 << 20;
 
@@ -38,9 +38,13 @@ pub struct ConfigServerSection {
 pub(crate) fn keep_desired(state: &Path, digest: &str, desired: &Desired) -> Result<(), EnrolError> {
     let path = state.join(DESIRED_FILE);
     let json = serde_json::to_string(desired).map_err(|error| EnrolError::Credentials(error.to_string()))?;
+    durable::replace(&RealStorage, &path, text(digest, &json).as_bytes())
+        .map_err(file("keep what is to be done in", &path))
+}
+
+pub(crate) fn text(digest: &str, json: &str) -> String {
     let sum = blake3::hash(json.as_bytes());
-    let text = format!("{FIRST_LINE}\n{digest}\n{}\n{json}\n", sum.to_hex());
-    durable::replace(&RealStorage, &path, text.as_bytes()).map_err(file("keep what is to be done in", &path))
+    format!("{FIRST_LINE}\n{digest}\n{}\n{json}\n", sum.to_hex())
 }
 
 /// What was told last, with its digest; `None` when nothing was.
@@ -65,7 +69,7 @@ pub(crate) fn kept_desired(state: &Path) -> Result<Option<(String, Desired)>, En
     Ok(read)
 }
 
-fn parse(text: &str) -> Option<(String, Desired)> {
+pub(crate) fn parse(text: &str) -> Option<(String, Desired)> {
     let mut lines = text.splitn(4, '\n');
     if lines.next()? != FIRST_LINE {
         return None;

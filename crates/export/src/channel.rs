@@ -18,11 +18,14 @@ const SEALED_BYTES: usize = 128 * 1024;
 /// Decides whether who proved to be the owner of a certificate may come in; a name for logs, or why not.
 pub type Admit = dyn Fn(&CertificateDer<'_>) -> Result<String, String> + Send + Sync;
 
+/// What is shown to a client that comes now.
+pub type Shown = dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync;
+
 /// The server's side of TLS.
 #[derive(Clone)]
 pub struct TlsSide {
-    /// Asks for client certificates and verifies them.
-    pub config: Arc<rustls::ServerConfig>,
+    /// Asks for client certificates and verifies them. Asked anew for each client, since an export may outlive a certificate.
+    pub config: Arc<Shown>,
     /// Asked when the certificate was verified.
     pub admit: Arc<Admit>,
 }
@@ -106,7 +109,7 @@ impl Channel for Socket {
     }
 
     fn start_tls(self: Arc<Self>, side: &TlsSide) -> io::Result<Arc<dyn Channel>> {
-        let mut connection = ServerConnection::new(side.config.clone()).map_err(io::Error::other)?;
+        let mut connection = ServerConnection::new((side.config)()).map_err(io::Error::other)?;
         let mut raw = Shaking(&self);
         while connection.is_handshaking() {
             if let Err(error) = connection.complete_io(&mut raw) {

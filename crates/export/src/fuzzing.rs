@@ -149,6 +149,17 @@ pub fn opening(structured: bool) -> Vec<u8> {
     said
 }
 
+/// What [`serve_arbitrary`] begins with: a negotiation, and requests to be put into shape.
+pub fn serve_seeds() -> Vec<Vec<u8>> {
+    let requests: Vec<u8> = (0..8_u8).flat_map(|command| [command; 24]).collect();
+    vec![
+        [&[0x40][..], &opening(true)].concat(),
+        [&[0x41][..], &requests].concat(),
+        [&[0x42][..], &requests].concat(),
+        [&[0xf6][..], &requests].concat(),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -161,6 +172,11 @@ mod tests {
         fn arbitrary_clients_do_no_harm(data in prop::collection::vec(any::<u8>(), 0..600)) {
             serve_arbitrary(&data);
         }
+    }
+
+    #[test]
+    fn seeds_do_no_harm() {
+        serve_seeds().iter().for_each(|seed| serve_arbitrary(seed));
     }
 
     fn request(flags: u16, command: u16, offset: u64, length: u32) -> Vec<u8> {

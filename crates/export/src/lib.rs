@@ -20,7 +20,7 @@ mod server;
 mod session;
 mod workers;
 
-pub use channel::{Admit, TlsSide};
+pub use channel::{Admit, Shown, TlsSide};
 pub use disk::{Disk, DiskError};
 pub use limits::*;
 pub use negotiate::{Exported, Security};

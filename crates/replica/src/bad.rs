@@ -149,7 +149,7 @@ pub(crate) fn write(
     replace(storage, &path, &encode(group, bad)).context("write list of damaged blocks", &path)
 }
 
-fn encode(group: GroupId, bad: &BadByVolume) -> Vec<u8> {
+pub(crate) fn encode(group: GroupId, bad: &BadByVolume) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
     let mut count = 0_u32;
     for (volume, bad) in bad {
@@ -171,7 +171,7 @@ fn encode(group: GroupId, bad: &BadByVolume) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8], group: GroupId) -> Result<BadByVolume, String> {
+pub(crate) fn decode(bytes: &[u8], group: GroupId) -> Result<BadByVolume, String> {
     if bytes.len() < HEADER_BYTES + CRC_BYTES {
         return Err(format!("{} bytes are too short for a list of damaged blocks", bytes.len()));
     }

@@ -104,7 +104,7 @@ pub(crate) fn write(
     replace(storage, &path, &encode(group, generation, layers)).context("write catalogue", &path)
 }
 
-fn encode(group: GroupId, generation: Generation, layers: &[Arc<Layer>]) -> Vec<u8> {
+pub(crate) fn encode(group: GroupId, generation: Generation, layers: &[Arc<Layer>]) -> Vec<u8> {
     let usable = |layer: &&Arc<Layer>| layer.header.kind == Kind::Paged && layer.damage().is_none();
     let layers: Vec<&Arc<Layer>> = layers.iter().filter(usable).collect();
     let mut bytes = vec![0; HEADER_BYTES];
@@ -142,7 +142,7 @@ fn encode(group: GroupId, generation: Generation, layers: &[Arc<Layer>]) -> Vec<
     bytes
 }
 
-fn decode(
+pub(crate) fn decode(
     bytes: &[u8],
     group: GroupId,
     generation: Option<Generation>,

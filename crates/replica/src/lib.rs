@@ -22,6 +22,8 @@ mod catalogue;
 mod delta;
 mod error;
 mod failover;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod group;
 mod image;
 mod layer;

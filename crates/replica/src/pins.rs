@@ -78,7 +78,7 @@ pub(crate) fn write(
     replace(storage, &path, &encode(group, pins)).context("write pins", &path)
 }
 
-fn encode(group: GroupId, pins: &BTreeMap<Epoch, Pin>) -> Vec<u8> {
+pub(crate) fn encode(group: GroupId, pins: &BTreeMap<Epoch, Pin>) -> Vec<u8> {
     assert!(pins.len() <= PINS_MAX, "limited when they are set");
     let mut bytes = vec![0; HEADER_BYTES];
     put(&mut bytes, 0, &MAGIC);
@@ -100,7 +100,7 @@ fn encode(group: GroupId, pins: &BTreeMap<Epoch, Pin>) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8], group: GroupId) -> Result<BTreeMap<Epoch, Pin>, String> {
+pub(crate) fn decode(bytes: &[u8], group: GroupId) -> Result<BTreeMap<Epoch, Pin>, String> {
     if bytes.len() < HEADER_BYTES + CRC_BYTES {
         return Err(format!("{} bytes are too short for pins", bytes.len()));
     }
@@ -120,6 +120,9 @@ fn decode(bytes: &[u8], group: GroupId) -> Result<BTreeMap<Epoch, Pin>, String> 
         return Err(format!("they are of {found:?}; put them back where they belong"));
     }
     let count = get_u32(bytes, 12);
+    if count as usize > PINS_MAX {
+        return Err(format!("{count} pins, at most {PINS_MAX} are possible"));
+    }
     let mut rest = &bytes[HEADER_BYTES..body];
     let mut pins = BTreeMap::new();
     for _ in 0..count {
@@ -203,6 +206,7 @@ mod tests {
         };
         assert!(with(8, 2).contains("version 2"));
         assert!(with(12, 3).contains("cut short"));
+        assert!(with(13, 5).contains("at most 1024"));
         assert!(with(12, 1).contains("follow the pins"));
         assert!(with(HEADER_BYTES + 24, 255).contains("cut short"));
         assert!(with(HEADER_BYTES + PIN_BYTES, 0xff).contains("UTF-8"));

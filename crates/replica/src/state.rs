@@ -101,7 +101,7 @@ impl State {
         HEAD_BYTES + volumes + CRC_BYTES
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         assert_eq!(self.check(), Ok(()), "a replica's state is sound before it is written");
         let mut bytes = vec![0; self.length()];
         put(&mut bytes, 0, &MAGIC);

@@ -63,7 +63,7 @@ fn failed(error: RecordError, path: &Path) -> ReplicaError {
     }
 }
 
-fn encode_record(group: GroupId, generation: Generation, epoch: Epoch) -> [u8; RECORD_BYTES] {
+pub(crate) fn encode_record(group: GroupId, generation: Generation, epoch: Epoch) -> [u8; RECORD_BYTES] {
     let mut bytes = [0; RECORD_BYTES];
     put(&mut bytes, 0, &RECORD_MAGIC);
     put(&mut bytes, 8, &VERSION.to_le_bytes());
@@ -164,7 +164,7 @@ pub(crate) fn path(dir: &Path, volume: VolumeId) -> PathBuf {
     shared::volume_dir(dir, volume).join("checksums")
 }
 
-fn header(group: GroupId, volume: VolumeId) -> [u8; HEADER_BYTES] {
+pub(crate) fn header(group: GroupId, volume: VolumeId) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     put(&mut bytes, 0, &FILE_MAGIC);
     put(&mut bytes, 8, &VERSION.to_le_bytes());
@@ -175,7 +175,7 @@ fn header(group: GroupId, volume: VolumeId) -> [u8; HEADER_BYTES] {
     bytes
 }
 
-fn page_crc(number: u64, bytes: &[u8; PAGE_BYTES]) -> u32 {
+pub(crate) fn page_crc(number: u64, bytes: &[u8; PAGE_BYTES]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), &bytes[..PAGE_BYTES - 4])
 }
 

@@ -29,14 +29,14 @@ pub struct Turn {
 }
 
 impl Turn {
-    fn encode(self) -> Bytes {
+    pub(crate) fn encode(self) -> Bytes {
         let mut bytes = Vec::with_capacity(TURN_BYTES);
         bytes.extend_from_slice(&self.ahead.to_le_bytes());
         bytes.extend_from_slice(&self.at_once.to_le_bytes());
         bytes.into()
     }
 
-    fn decode(bytes: &[u8]) -> Option<Turn> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Turn> {
         let (ahead, at_once) = bytes.split_first_chunk::<4>()?;
         let at_once = at_once.try_into().ok()?;
         Some(Turn { ahead: u32::from_le_bytes(*ahead), at_once: u32::from_le_bytes(at_once) })

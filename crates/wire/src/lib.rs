@@ -14,6 +14,8 @@ mod delivery;
 mod error;
 mod foreign;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handshake;
 mod identity;
 mod link;

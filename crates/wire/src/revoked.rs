@@ -56,7 +56,7 @@ pub fn revoked_text<'a>(serials: impl IntoIterator<Item = &'a Serial>) -> String
     text
 }
 
-fn parse(text: &str) -> Result<HashSet<Serial>, String> {
+pub(crate) fn parse(text: &str) -> Result<HashSet<Serial>, String> {
     let mut lines = text.lines();
     if lines.next() != Some(FIRST_LINE) {
         return Err(format!("its first line is not {FIRST_LINE:?}"));

@@ -1,13 +1,16 @@
 //! Over the wire.
 
+use std::time::Duration;
+
 use super::support::{
-    Epochal, GENERATION, GROUP, Make, OTHER_GROUP, Site, content, deliver, epochal, key, until_applied,
+    Epochal, GENERATION, GROUP, Make, OTHER_GROUP, Site, VOLUME, content, deliver, epochal, key,
+    until_applied,
 };
 use block::{Consistency, Epoch, Generation, GroupId};
 use bytes::Bytes;
 use control::{DeleteReply, OperatorRequest, PinReply, PointSelector, StateCode};
 use seawall_target_server::{StartError, TargetServer, verify};
-use wire::{RefusalCode, Role, WireError, connect};
+use wire::{Authority, Identity, RefusalCode, Role, WireError, connect};
 
 fn code(error: &WireError) -> RefusalCode {
     error.refusal().unwrap_or_else(|| panic!("not a refusal: {error}"))
@@ -387,4 +390,70 @@ async fn a_server_does_not_start_with_another_parts_credentials() {
     let error = wire::Sender::open(connection.unwrap(), GROUP, GENERATION).await.unwrap_err();
     assert_eq!(code(&error), RefusalCode::Failed);
     second.shutdown().await;
+}
+
+/// Another authority takes over, step by step, while everything runs: new credentials count for whoever comes then, for exports that
+/// there are too, and whoever is there stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn renewed_credentials_count_without_a_restart() {
+    let site = Site::new().await;
+    site.deliver([epochal(1)]).await;
+    let (mut sender, mut receipts) = site.sender(GROUP, GENERATION).await.unwrap();
+    let request = OperatorRequest::Export(control::ExportRequest {
+        group: GROUP,
+        volumes: vec![VOLUME],
+        point: PointSelector::Latest,
+        place: control::ExportPlace::Beside,
+        writable: false,
+        overlay_limit: None,
+        detach: true,
+    });
+    let info: control::ExportInfo = serde_json::from_str(&site.ask(&request).await.unwrap()).unwrap();
+    let control::ExportPlace::Tls(export) = info.place else { panic!("{:?}", info.place) };
+
+    let next = Authority::create(&site.dir.path().join("next-ca")).unwrap();
+    for (name, role) in [("next-target", Role::TargetServer), ("next-operator", Role::Operator)] {
+        let identity = Identity::new(role, name.trim_start_matches("next-"), None).unwrap();
+        next.issue(&identity, &site.dir.path().join(name)).unwrap();
+    }
+    // Knows the new authority only, so nobody of the old one.
+    let operator = site.credentials("next-operator");
+    let address = site.addr();
+    let ask = || wire::Operator::call(&address, Role::TargetServer, &operator, r#"{"request":"status"}"#);
+    ask().await.unwrap_err();
+    starttls(export, &operator).unwrap_err();
+
+    let (own, new) = (site.dir.path().join("target"), site.dir.path().join("next-target"));
+    let both = [&own, &new].map(|dir| std::fs::read_to_string(dir.join(wire::CA_FILE)).unwrap()).concat();
+    std::fs::write(own.join(wire::CA_FILE), both).unwrap();
+    for file in [wire::CERT_FILE, wire::KEY_FILE] {
+        std::fs::copy(new.join(file), own.join(file)).unwrap();
+    }
+    let taken = async {
+        while ask().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    // Not a measurement; past it they are never taken.
+    tokio::time::timeout(Duration::from_secs(60), taken).await.expect("the new credentials are taken");
+    starttls(export, &operator).unwrap();
+    // A delivery from before goes on.
+    deliver(&mut sender, &epochal(2)).await.unwrap();
+    until_applied(&mut receipts, Epoch(2), sender.held()).await;
+}
+
+/// A client of an export, up to the end of the TLS handshake and the first byte behind it.
+fn starttls(export: std::net::SocketAddr, credentials: &wire::Credentials) -> std::io::Result<()> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(export)?;
+    stream.read_exact(&mut [0; 18])?;
+    stream.write_all(&3_u32.to_be_bytes())?;
+    stream.write_all(&[&b"IHAVEOPT"[..], &5_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat())?;
+    stream.read_exact(&mut [0; 20])?;
+    let (config, name) = wire::foreign_client(credentials, Role::TargetServer);
+    let client = rustls::ClientConnection::new(config, name).map_err(std::io::Error::other)?;
+    let mut tls = rustls::StreamOwned::new(client, stream);
+    // NBD_OPT_LIST: an answer comes only when the server has taken this side's certificate as well.
+    tls.write_all(&[&b"IHAVEOPT"[..], &3_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat())?;
+    tls.read_exact(&mut [0; 20])
 }

@@ -194,7 +194,7 @@ const FLAG_FIRST: u8 = 1;
 const FLAG_LAST: u8 = 2;
 
 /// A record from its bytes in the ring; `None` when they are none.
-pub(super) fn decode_record(bytes: &[u8]) -> Option<Record<'_>> {
+pub(crate) fn decode_record(bytes: &[u8]) -> Option<Record<'_>> {
     let (header, data) = bytes.split_at_checked(RECORD_HEADER_BYTES)?;
     let sector = u64::from_le_bytes(header[0..8].try_into().ok()?);
     let length = u32::from_le_bytes(header[8..12].try_into().ok()?);

@@ -35,6 +35,11 @@ use skipped::Skipped;
 
 pub use attach::OBJECT;
 pub(crate) use attach::{RING_BYTES_MAX, tracepoints};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    pub(crate) use super::layout::decode_record;
+}
+
 pub use pins::detach;
 pub use sys::give_way;
 

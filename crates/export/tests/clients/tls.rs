@@ -61,7 +61,8 @@ impl Authority {
             true => Ok("operator".to_owned()),
             false => Err("no operator".to_owned()),
         };
-        TlsSide { config: Arc::new(config), admit: Arc::new(admit) }
+        let config = Arc::new(config);
+        TlsSide { config: Arc::new(move || config.clone()), admit: Arc::new(admit) }
     }
 }
 

@@ -260,7 +260,9 @@ fn check_head(head: &[u8; HEADER_BYTES], length: u64) -> Result<(usize, usize), 
     let least = index
         .and_then(|index| index.checked_add(data))
         .and_then(|content| content.checked_add(data_position(volumes, note)));
-    let fits = |least: u64| if version == 2 { least == file } else { least <= file };
+    // No file is longer, and what is reckoned from its length (the catalogue has no file at hand) does not overflow.
+    let fits =
+        |least: u64| file <= i64::MAX as u64 && if version == 2 { least == file } else { least <= file };
     if !least.is_some_and(fits) {
         return Err(format!("{entries} entries and {data} bytes of data do not make a file of {file} bytes"));
     }

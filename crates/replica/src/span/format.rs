@@ -37,7 +37,7 @@ pub(crate) struct SpanRecord {
 
 impl SpanRecord {
     /// Of a segment of at most [`SECTORS_MAX`].
-    pub(super) fn of(segment: &Segment, first: Epoch) -> SpanRecord {
+    pub(crate) fn of(segment: &Segment, first: Epoch) -> SpanRecord {
         debug_assert!((1..=SECTORS_MAX).contains(&segment.sectors));
         let zeroes = if segment.zeroes { ZEROES } else { 0 };
         SpanRecord {

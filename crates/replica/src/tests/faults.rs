@@ -22,6 +22,16 @@ fn filled(storage: &CrashStorage, epochs: u64) -> (GroupReplica, Model, Steps) {
 /// space again the same epoch is applied. Before the first point (0 epochs) as well as after.
 #[test]
 fn a_full_disk_is_refused_and_can_be_tried_again() {
+    filling(Fault::NoSpace);
+}
+
+/// The same when each write that fails has written its first half.
+#[test]
+fn a_short_write_is_refused_and_can_be_tried_again() {
+    filling(Fault::ShortWrite);
+}
+
+fn filling(fault: Fault) {
     for epochs in [0, 3] {
         for lasting in [false, true] {
             let mut refused = 0;
@@ -32,8 +42,8 @@ fn a_full_disk_is_refused_and_can_be_tried_again() {
                 let made = after.step(&steps.step(Consistency::Crash, &[240, 80, 16], 10, 30));
                 let operations = storage.operations();
                 match lasting {
-                    true => storage.fail_from(operations + at, Fault::NoSpace),
-                    false => storage.fail_at(operations + at, Fault::NoSpace),
+                    true => storage.fail_from(operations + at, fault),
+                    false => storage.fail_at(operations + at, fault),
                 }
                 let outcome = made.apply(&replica);
                 let untouched = storage.operations() <= operations + at;

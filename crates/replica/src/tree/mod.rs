@@ -143,5 +143,23 @@ fn page_crc(ordinal: u64, items: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&ordinal.to_le_bytes()), items)
 }
 
+/// Gives the pages of a tree in `bytes` (a whole file) the checksums that fit, and the checksum over them all.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn mend<R: Record>(shape: &Shape, bytes: &mut [u8]) -> u32 {
+    let mut crc = 0;
+    for level in shape.levels(R::BYTES) {
+        let mut level_crc = 0;
+        for index in 0..level.pages() {
+            let place = level.page(index);
+            let page = &mut bytes[place.position as usize..][..place.length];
+            let (items, end) = page.split_at_mut(place.length - CRC_BYTES);
+            end.copy_from_slice(&page_crc(place.ordinal, items).to_le_bytes());
+            level_crc = crc32c::crc32c_append(level_crc, end);
+        }
+        crc = crc32c::crc32c_append(crc, &level_crc.to_le_bytes());
+    }
+    crc
+}
+
 #[cfg(test)]
 mod tests;
