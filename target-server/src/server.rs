@@ -20,7 +20,7 @@ use crate::config::{ConfigError, GroupConfig};
 use crate::export::Exports;
 use crate::group::Group;
 use crate::upkeep::Upkeep;
-use crate::{Config, VIEWS_MAX, compare, delivery, operate};
+use crate::{Config, VIEWS_MAX, compare, delivery, operate, retain};
 
 /// Why a target server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +191,11 @@ impl Handle {
     /// How it is.
     pub fn status(&self) -> TargetServerStatus {
         self.server.status()
+    }
+
+    /// Some recovery points of each of these groups, as [`retain::points_shown`] chooses them; of groups that are not here, none.
+    pub(crate) fn points_shown(&self, groups: &[block::GroupId]) -> Vec<control::GroupPoints> {
+        groups.iter().filter_map(|group| retain::points_shown(&self.server, *group)).collect()
     }
 
     /// What takes up more groups while the server runs.

@@ -200,6 +200,13 @@ fn protection() -> Vec<Act> {
         .takes::<f::Confirm>()
         .gives_nothing("It is removed")
         .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::get(
+            "/groups/{id}/points",
+            VIEW,
+            "Recovery points of a group; looking makes its targets tell them anew within seconds",
+            look::points,
+        )
+        .gives::<f::PointList>(200, "As they were told last"),
         Act::get("/groups/{id}/samples", VIEW, "Figures of a group over time", look::samples)
             .gives_all::<f::SampleInfo>("The oldest first, at most 2000")
             .query(

@@ -29,7 +29,10 @@ const WRITERS: u32 = 8;
 /// How long an act waits for a connection. Past it the answer is that the store does not answer.
 const ACQUIRE_MAX: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "fleet", include_str!("../../migrations/0001_fleet.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "fleet", include_str!("../../migrations/0001_fleet.sql")),
+    (2, "points", include_str!("../../migrations/0002_points.sql")),
+];
 
 /// Which database it is, where that makes a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

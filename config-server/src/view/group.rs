@@ -7,12 +7,14 @@ use control::fleet::{
     GroupInfo, Overview, Page, PartReport, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
 };
 use control::{
-    AgentReport, ProcessGroup, ProcessServerStatus, Severity, StateCode, TargetGroup, TargetServerStatus,
+    AgentReport, Bottleneck, ProcessGroup, ProcessServerStatus, Severity, StateCode, TargetGroup,
+    TargetServerStatus,
 };
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::part::SILENT_AFTER;
+use super::policy::policy_of_text;
 use crate::api::guard::parse;
 use crate::fault::{Answer, internal, not_found};
 use crate::store::Store;
@@ -25,7 +27,7 @@ struct Servers {
 }
 
 const GROUP: &str = "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state AS declared,
-        m.name, m.report, m.seen, m.trouble, p.name AS policy_name
+        m.name, m.report, m.seen, m.trouble, p.name AS policy_name, p.policy
     FROM protection_groups g JOIN parts m ON m.id = g.machine_id JOIN policies p ON p.id = g.policy_id
     WHERE g.state <> 'removed'";
 
@@ -141,6 +143,7 @@ async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<
         id,
         machine: parse(row.try_get("machine_id")?)?,
         name: parse(row.try_get("name")?)?,
+        protected: !kept,
         generation: block::Generation(
             u64::try_from(row.try_get::<i64, _>("generation")?).unwrap_or_default(),
         ),
@@ -155,7 +158,10 @@ async fn group_of_row(store: &Store, row: &AnyRow, servers: &Servers) -> Answer<
         severity: state.severity(),
         ladder: ladder(report.as_ref(), process_group, target.map(|(_, group)| group)),
         rpo_ms: rpo,
+        rpo_ms_max: policy_of_text(&row.try_get::<String, _>("policy")?)?.rpo_s_max.saturating_mul(1000)
+            as i64,
         rpo_stages: stages,
+        bottleneck: process_group.and_then(Bottleneck::of),
         newest_point: target.and_then(|(_, group)| group.newest_point.clone()),
         oldest_point: target.and_then(|(_, group)| group.oldest_point.clone()),
         points: target.map_or(0, |(_, group)| group.points),

@@ -3,9 +3,11 @@
 mod group;
 mod job;
 mod part;
+mod point;
 mod policy;
 
 pub(crate) use group::{group, groups, overview, samples};
 pub(crate) use job::{job, job_of_row, jobs};
 pub(crate) use part::{SILENT_AFTER, machine, machines, server, servers};
+pub(crate) use point::{keep_points, points, points_wanted};
 pub(crate) use policy::{policies, policy};
