@@ -6,6 +6,7 @@ use block::{ByteCount, Consistency, GroupId, Label};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use control::PointSelector;
 
+use crate::fleet::api::ApiOptions;
 use crate::fleet::events::EventsOptions;
 use crate::fleet::job::JobOptions;
 use crate::fleet::login::{LoginOptions, LogoutOptions};
@@ -108,6 +109,8 @@ pub(crate) enum Command {
     Job(JobOptions),
     /// What has happened in the fleet, and what happens
     Events(EventsOptions),
+    /// Do any act of the config server's API, also those without a command of their own
+    Api(ApiOptions),
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -141,6 +144,7 @@ impl Command {
             | Command::Run(_)
             | Command::FilesInside { .. }
             | Command::Boot(_)
+            | Command::Api(_)
             | Command::Logout(_) => false,
         }
     }
