@@ -1,6 +1,7 @@
 //! What the whole-system tests share.
 
 pub mod bootable;
+pub mod browser;
 pub mod chance;
 pub mod followed;
 pub mod follower;
@@ -8,6 +9,7 @@ pub mod frozen;
 pub mod guest;
 pub mod postgres;
 pub mod proxy;
+pub mod site;
 pub mod system;
 
 /// Says why a test cannot run here, loudly, and whether it may be left out: CI may leave nothing out.
