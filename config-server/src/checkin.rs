@@ -10,7 +10,7 @@ use control::fleet::{
     ProblemCode, TASKS_MAX, TaskState, UnixMillis,
 };
 use parking_lot::Mutex;
-use sqlx::{Any, QueryBuilder, Row};
+use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::enrol::{collection, revoked};
@@ -223,13 +223,13 @@ pub(crate) async fn run(app: Arc<App>, mut queue: Queue) {
 
 async fn keep_all(app: &App, batch: &[Arrived], slots: &mut HashMap<(String, i64), i64>) -> Answer<()> {
     let mut act = app.store.act().await?;
-    let mut ids = QueryBuilder::<Any>::new("SELECT id, state, silent, seen FROM parts WHERE id IN (");
-    let mut list = ids.separated(", ");
+    let places: Vec<String> = (1..=batch.len()).map(|place| format!("${place}")).collect();
+    let sql = format!("SELECT id, state, silent, seen FROM parts WHERE id IN ({})", places.join(", "));
+    let mut query = sqlx::query(&sql);
     for arrived in batch {
-        list.push_bind(arrived.part.as_str());
+        query = query.bind(arrived.part.as_str());
     }
-    ids.push(")");
-    let rows = ids.build().fetch_all(&mut *act).await?;
+    let rows = query.fetch_all(&mut *act).await?;
     let mut before = HashMap::new();
     for row in &rows {
         let (id, state): (String, String) = (row.try_get("id")?, row.try_get("state")?);
@@ -344,17 +344,24 @@ async fn sample(
 ) -> Answer<()> {
     let now = UnixMillis::now();
     for (step, _) in SAMPLE_STEPS {
-        let (key, slot) = ((arrived.part.clone(), step), now.0.div_euclid(step * 1000));
-        if slots.get(&key) == Some(&slot) {
-            continue;
-        }
+        let slot = now.0.div_euclid(step * 1000);
+        // Whether this report is the first of the stretch, of the part or of one of its groups.
+        let mut is_first = |what: String| {
+            let key = (what, step);
+            let first = slots.get(&key) != Some(&slot);
+            if first {
+                sampled.push((key, slot));
+            }
+            first
+        };
         match &arrived.said.report {
-            Some(PartReport::Agent(report)) => {
+            Some(PartReport::Agent(report)) if is_first(arrived.part.clone()) => {
                 let rate = |value: f64| value.max(0.0) as i64;
                 let bytes = |value: block::ByteCount| i64::try_from(value.get()).unwrap_or(i64::MAX);
                 sqlx::query(
                     "INSERT INTO samples (group_id, step, slot, rpo, churn, sent, dirty, unsent)
-                     SELECT group_id, $1, $2, -1, $3, $4, $5, $6 FROM parts WHERE id = $7
+                     SELECT group_id, CAST($1 AS BIGINT), CAST($2 AS BIGINT), -1, CAST($3 AS BIGINT), CAST($4 AS BIGINT),
+                         CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM parts WHERE id = $7
                      ON CONFLICT (group_id, step, slot) DO UPDATE SET churn = excluded.churn, sent = excluded.sent,
                          dirty = excluded.dirty, unsent = excluded.unsent",
                 )
@@ -371,6 +378,9 @@ async fn sample(
             Some(PartReport::TargetServer(status)) => {
                 for group in &status.groups {
                     let Some(point) = &group.newest_point else { continue };
+                    if !is_first(format!("{} {}", arrived.part, group.group)) {
+                        continue;
+                    }
                     sqlx::query(
                         "INSERT INTO samples (group_id, step, slot, rpo, churn, sent, dirty, unsent)
                          VALUES ($1, $2, $3, $4, 0, 0, 0, 0)
@@ -384,9 +394,8 @@ async fn sample(
                     .await?;
                 }
             }
-            _ => continue,
+            _ => {}
         }
-        sampled.push((key, slot));
     }
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! Answering a source that asks whether the replica holds what its disks hold.
 //!
 //! - Consistency: a question names the epoch that must have been applied; no later one touches its granules before the source
-//!   has the answer. So they are read from the image while epochs go on being applied.
+//!   has the answer. So they are read from the image while epochs go on being applied. It must be the image of the source's own
+//!   history from before the reading until after it: what a failover puts there meanwhile and a cancel takes away would be
+//!   found the same, and lost.
 //! - Cancellation: when the conversation ends, what is being read is read to its end and thrown away.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{ByteCount, ByteOffset, Extent, GRANULE_BYTES, Granule};
+use block::{ByteCount, ByteOffset, Extent, GRANULE_BYTES, Generation, Granule};
 use bytes::Bytes;
 use changeset::{CompareAnswer, CompareQuestion, Conversation, DAMAGED_GRANULES_MAX, Digester};
 use replica::{GroupReplica, ReplicaError};
@@ -45,12 +47,7 @@ async fn answer_all(server: &Arc<Server>, comparison: &mut Comparison) -> Result
         return Err(Refusal::new(RefusalCode::UnknownGroup, message));
     };
     let replica = group.replica()?.clone();
-    if let Some(followed) = replica.applied().0.filter(|followed| *followed != generation) {
-        let message = format!(
-            "compare generation {generation} of group {id}: its replica follows generation {followed}"
-        );
-        return Err(Refusal::new(RefusalCode::Generation, message));
-    }
+    replica.standing(generation)?;
     // Whoever passes questions on here has given out turns.
     if comparison.tell_turn(Turn { ahead: 0, at_once: u32::MAX }).await.is_err() {
         return Ok(());
@@ -70,7 +67,7 @@ async fn answer_all(server: &Arc<Server>, comparison: &mut Comparison) -> Result
                 let turn = turns.clone().acquire_owned().await;
                 let (replica, digester, answers) = (replica.clone(), digester.clone(), answers.clone());
                 tokio::spawn(async move {
-                    let answer = answer(replica, digester, question).await.map(|answer| (number, answer));
+                    let answer = answer(replica, generation, digester, question).await.map(|answer| (number, answer));
                     drop(turn);
                     // Nobody wants it when the conversation has ended.
                     let _ = answers.send(answer).await;
@@ -92,10 +89,15 @@ async fn answer_all(server: &Arc<Server>, comparison: &mut Comparison) -> Result
 
 async fn answer(
     replica: Arc<GroupReplica>,
+    generation: Generation,
     digester: Digester,
     question: CompareQuestion,
 ) -> Result<CompareAnswer, Refusal> {
-    while replica.applied().1 < question.as_of {
+    let before = loop {
+        let standing = replica.standing(generation)?;
+        if standing.applied >= question.as_of {
+            break standing;
+        }
         if let Some(reason) = replica.poisoned() {
             return Err(Refusal::new(
                 RefusalCode::Failed,
@@ -103,10 +105,20 @@ async fn answer(
             ));
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    };
+    let looked = {
+        let replica = replica.clone();
+        tokio::task::spawn_blocking(move || compare(&replica, &digester, &question)).await
+    };
+    let answer = looked.map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))??;
+    if replica.standing(generation)?.taken_back != before.taken_back {
+        let message = format!(
+            "compare group {}: its replica was at another point meanwhile; ask again",
+            replica.group()
+        );
+        return Err(Refusal::new(RefusalCode::Busy, message));
     }
-    let looked = tokio::task::spawn_blocking(move || compare(&replica, &digester, &question)).await;
-    let looked = looked.map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))?;
-    looked.map_err(Refusal::from)
+    Ok(answer)
 }
 
 fn compare(

@@ -18,7 +18,7 @@ use std::time::Instant;
 use block::{ByteCount, Epoch, Generation};
 use bytes::Bytes;
 use changeset::{Changeset, Opener, SEALED_BYTES_MAX};
-use replica::{GroupReplica, ReplicaError};
+use replica::GroupReplica;
 use tokio::sync::{mpsc, oneshot};
 use wire::{Answerer, Condition, Held, Incoming, Receiver, RefusalCode, Role};
 
@@ -79,18 +79,8 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver, sender: &str) ->
         let message = format!("deliver for group {}: its replica is poisoned: {reason}", group.id);
         return Err(Refusal::new(RefusalCode::Failed, message));
     }
-    if let Some((failover, _)) = replica.failover() {
-        return Err(ReplicaError::FailoverPending { group: group.id, point: failover.point }.into());
-    }
     let generation = receiver.generation();
-    let (followed, applied) = replica.applied();
-    if let Some(followed) = followed.filter(|followed| *followed != generation) {
-        let message = format!(
-            "deliver generation {generation} of group {}: its replica follows generation {followed}",
-            group.id
-        );
-        return Err(Refusal::new(RefusalCode::Generation, message));
-    }
+    let applied = replica.standing(generation)?.applied;
     tracing::info!(group = %group.id, %generation, %applied, %sender, "delivery begins");
     receiver.accept(Held { held: applied, applied }, CREDIT_BYTES);
     let told_condition = condition(&replica, false);

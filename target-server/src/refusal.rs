@@ -38,7 +38,9 @@ impl From<ReplicaError> for Refusal {
     fn from(error: ReplicaError) -> Refusal {
         let (code, state) = match &error {
             ReplicaError::WrongGroup { .. } => (RefusalCode::WrongGroup, None),
-            ReplicaError::WrongGeneration { .. } => (RefusalCode::Generation, None),
+            ReplicaError::WrongGeneration { .. } | ReplicaError::OtherGeneration { .. } => {
+                (RefusalCode::Generation, None)
+            }
             // It may be cancelled, so the sender asks again.
             ReplicaError::FailoverPending { .. } => (RefusalCode::Busy, Some(StateCode::FailedOver)),
             ReplicaError::NoFailover { .. } | ReplicaError::NotNewer { .. } | ReplicaError::InUse { .. } => {

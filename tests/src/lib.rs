@@ -7,7 +7,6 @@ pub mod followed;
 pub mod follower;
 pub mod frozen;
 pub mod guest;
-pub mod postgres;
 pub mod proxy;
 pub mod site;
 pub mod system;

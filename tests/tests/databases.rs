@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use scratch::postgres::{Bench, PG_BIN, Postgres, directory_of};
 use scratch::{FileSystem, LoopDisk, Mount, run};
-use seawall_tests::postgres::{Bench, PG_BIN, Postgres, directory_of};
 use seawall_tests::root;
 use seawall_tests::system::{Part, System};
 use serde_json::Value;

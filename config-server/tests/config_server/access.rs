@@ -5,11 +5,11 @@ use control::fleet::{
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::support::{ADMINISTRATOR, PASSWORD, login, problem, site};
+use crate::support::{ADMINISTRATOR, PASSWORD, Site, login, on_both, problem};
 
-#[tokio::test]
-async fn only_the_password_lets_in_and_guessing_is_stopped() {
-    let site = site().await;
+on_both! { only_the_password_lets_in_and_guessing_is_stopped, roles_and_scopes_allow_what_they_say, what_is_asked_is_read_strictly, every_act_is_in_the_audit_log_whether_it_was_done_or_not, a_second_person_approves_what_destroys }
+
+async fn only_the_password_lets_in_and_guessing_is_stopped(site: Site) {
     let stranger = site.stranger();
     assert_eq!(problem(stranger.get::<Value>("/me").await).code, "unauthenticated");
     for name in ["admin", "nobody"] {
@@ -32,9 +32,7 @@ async fn only_the_password_lets_in_and_guessing_is_stopped() {
     assert_eq!(problem(client.get::<Value>("/me").await).code, "unauthenticated");
 }
 
-#[tokio::test]
-async fn roles_and_scopes_allow_what_they_say() {
-    let site = site().await;
+async fn roles_and_scopes_allow_what_they_say(site: Site) {
     let viewer = site.make_user("vera", Role::Viewer).await;
     let operator = site.make_user("otto", Role::Operator).await;
     let new = NewPolicy { name: "gold".parse().unwrap(), policy: Policy::default() };
@@ -74,9 +72,7 @@ async fn roles_and_scopes_allow_what_they_say() {
     );
 }
 
-#[tokio::test]
-async fn what_is_asked_is_read_strictly() {
-    let site = site().await;
+async fn what_is_asked_is_read_strictly(site: Site) {
     let client = site.administrator().await;
     let refused = async |path: &str, body: Value| {
         let problem = problem(client.post::<_, Value>(path, &body).await);
@@ -106,9 +102,7 @@ async fn what_is_asked_is_read_strictly() {
     assert_eq!(problem(client.call::<(), Value>(Method::POST, "/users", None).await).status, 415);
 }
 
-#[tokio::test]
-async fn every_act_is_in_the_audit_log_whether_it_was_done_or_not() {
-    let site = site().await;
+async fn every_act_is_in_the_audit_log_whether_it_was_done_or_not(site: Site) {
     let viewer = site.make_user("vera", Role::Viewer).await;
     let new = NewUser { name: "eve".parse().unwrap(), role: Role::Administrator, password: PASSWORD.into() };
     problem(viewer.post::<_, Value>("/users", &new).await);
@@ -130,9 +124,7 @@ async fn every_act_is_in_the_audit_log_whether_it_was_done_or_not() {
     assert!(!text.contains(PASSWORD));
 }
 
-#[tokio::test]
-async fn a_second_person_approves_what_destroys() {
-    let site = site().await;
+async fn a_second_person_approves_what_destroys(site: Site) {
     let first = site.administrator().await;
     let second = site.make_user("berta", Role::Administrator).await;
     let settings = Settings { second_person: true };

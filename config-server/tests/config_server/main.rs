@@ -3,5 +3,8 @@
 mod access;
 mod console;
 mod membership;
+mod parts;
+mod protection;
+mod several;
 mod state;
 mod support;

@@ -8,15 +8,15 @@ use control::fleet::{
 use hyper::Method;
 use serde_json::Value;
 
-use crate::support::{problem, site};
+use crate::support::{Site, on_both, problem};
+
+on_both! { a_token_enrols_one_part_once, parts_report_renew_and_are_revoked, events_are_streamed_in_order_and_without_gaps }
 
 fn said() -> CheckIn {
     CheckIn { version: "1".into(), time: UnixMillis::now(), ..CheckIn::default() }
 }
 
-#[tokio::test]
-async fn a_token_enrols_one_part_once() {
-    let site = site().await;
+async fn a_token_enrols_one_part_once(site: Site) {
     let token = site.enrol_token(PartRole::Agent).await;
     let dir = |name: &str| site.base.path().join(name);
     let join = |token: String, role: PartRole, name: &'static str| {
@@ -48,9 +48,7 @@ async fn a_token_enrols_one_part_once() {
     join(token, PartRole::Agent, "d").await.unwrap();
 }
 
-#[tokio::test]
-async fn parts_report_renew_and_are_revoked() {
-    let site = site().await;
+async fn parts_report_renew_and_are_revoked(site: Site) {
     let state = site.enrol(PartRole::Agent, "web").await;
     let other = site.enrol(PartRole::TargetServer, "dr").await;
     let agent = site.part(&state);
@@ -110,9 +108,7 @@ async fn parts_report_renew_and_are_revoked() {
     enrol::join(site.url.clone(), &fresh, PartRole::Agent, "web".parse().unwrap(), &again).await.unwrap();
 }
 
-#[tokio::test]
-async fn events_are_streamed_in_order_and_without_gaps() {
-    let site = site().await;
+async fn events_are_streamed_in_order_and_without_gaps(site: Site) {
     let token = site.token(&site.administrator().await, &[control::fleet::Scope::Read]).await;
     let (seen, mut events) = tokio::sync::mpsc::unbounded_channel();
     let following = tokio::spawn(async move {

@@ -2,11 +2,11 @@ use control::fleet::{MachineInfo, Page, PartRole, Role, UserInfo};
 use seawall_config_server::{Config, ConfigServer, backup, restore};
 use serde_json::Value;
 
-use crate::support::{problem, site};
+use crate::support::{Site, on_both, problem, site};
 
-#[tokio::test]
-async fn everything_survives_a_restart_and_a_backup() {
-    let mut site = site().await;
+on_both! { everything_survives_a_restart_and_a_backup }
+
+async fn everything_survives_a_restart_and_a_backup(mut site: Site) {
     site.make_user("vera", Role::Viewer).await;
     let state = site.enrol(PartRole::Agent, "web").await;
     let out = site.base.path().join("fleet.backup");
@@ -22,7 +22,7 @@ async fn everything_survives_a_restart_and_a_backup() {
     // A damaged backup is refused by name, and changes nothing.
     let other = site.base.path().join("other");
     let config = Config {
-        database: format!("sqlite:{}", site.base.path().join("other.db").display()),
+        database: site.empty_database(),
         authority: other.join("ca"),
         credentials: other.join("credentials"),
         ..site.config.clone()

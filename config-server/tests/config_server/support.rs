@@ -1,10 +1,12 @@
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use control::fleet::{
     Login, MadeEnrolToken, MadeToken, NewApiToken, NewEnrolToken, NewUser, PartRole, Problem, Role, Scope,
     UserInfo,
 };
 use enrol::{Client, EnrolError, ServerUrl};
+use scratch::postgres::{PG_BIN, Postgres};
 use seawall_config_server::{Config, ConfigServer, Handle, InitOptions, init};
 use wire::WebTrust;
 
@@ -13,19 +15,63 @@ pub(crate) const PASSWORD: &str = "correct horse battery";
 
 /// A config server, and whoever talks to it.
 pub(crate) struct Site {
-    pub(crate) base: tempfile::TempDir,
     pub(crate) config: Config,
     pub(crate) server: Option<Handle>,
     pub(crate) url: ServerUrl,
+    /// Where its state is, when not in a file. Stopped after everything else.
+    postgres: Option<Postgres>,
+    pub(crate) base: tempfile::TempDir,
 }
+
+/// Runs tests with the state in a file, and with the state in PostgreSQL.
+macro_rules! on_both {
+    ($($test:ident),*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(crate::support::site().await).await;
+            })*
+        }
+
+        mod postgresql {
+            $(#[tokio::test]
+            async fn $test() {
+                if let Some(site) = crate::support::site_on_postgres(stringify!($test)).await {
+                    super::$test(site).await;
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
 
 pub(crate) async fn site() -> Site {
-    site_on(None).await
+    site_on(tempfile::tempdir().unwrap(), None).await
 }
 
-/// With its state in another database than a file.
-pub(crate) async fn site_on(database: Option<String>) -> Site {
+/// With a PostgreSQL server of its own; `None`, said aloud, when there is none here.
+pub(crate) async fn site_on_postgres(test: &str) -> Option<Site> {
+    let here = Path::new(PG_BIN).join("initdb").exists();
+    if !scratch::is_root() || !here {
+        let why = format!("{test} needs root and {PG_BIN}/initdb (of postgresql-15)");
+        eprintln!("NOT RUN: {why}");
+        assert!(std::env::var_os("CI").is_none(), "it must run in CI, but: {why}");
+        return None;
+    }
     let base = tempfile::tempdir().unwrap();
+    // The server's user comes through.
+    std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let postgres = Postgres::init(&base.path().join("postgres"), &base.path().join("socket")).unwrap();
+    postgres.start().unwrap();
+    Some(site_on(base, Some(postgres)).await)
+}
+
+fn url_of(postgres: &Postgres, database: &str) -> String {
+    format!("postgres://postgres@localhost/{database}?host={}", postgres.place.display())
+}
+
+async fn site_on(base: tempfile::TempDir, postgres: Option<Postgres>) -> Site {
+    let database = postgres.as_ref().map(|postgres| url_of(postgres, "postgres"));
     let dir = base.path().join("config");
     let options = InitOptions {
         dir: dir.clone(),
@@ -41,10 +87,33 @@ pub(crate) async fn site_on(database: Option<String>) -> Site {
     // The same place after a restart.
     config.listen = server.local_addr().to_string();
     let url = format!("https://{}", server.local_addr()).parse().unwrap();
-    Site { base, config, server: Some(server), url }
+    Site { base, config, server: Some(server), url, postgres }
 }
 
 impl Site {
+    /// Another database, with nothing in it.
+    pub(crate) fn empty_database(&self) -> String {
+        match &self.postgres {
+            None => format!("sqlite:{}", self.base.path().join("other.db").display()),
+            Some(postgres) => {
+                postgres.sql("CREATE DATABASE other").unwrap();
+                url_of(postgres, "other")
+            }
+        }
+    }
+
+    /// One more config server with the same state and the same authority.
+    pub(crate) async fn another_server(&self) -> (Handle, ServerUrl) {
+        let config = Config {
+            listen: "127.0.0.1:0".into(),
+            credentials: self.base.path().join("credentials-2"),
+            ..self.config.clone()
+        };
+        let server = ConfigServer::start(config).await.unwrap();
+        let url = format!("https://{}", server.local_addr()).parse().unwrap();
+        (server, url)
+    }
+
     pub(crate) fn trust(&self) -> WebTrust {
         WebTrust::Authority(std::fs::read_to_string(self.config.authority.join("ca.pem")).unwrap())
     }

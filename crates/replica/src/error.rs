@@ -31,6 +31,19 @@ pub enum ReplicaError {
         /// The changeset's.
         epoch: Epoch,
     },
+    /// A source of another generation asks.
+    #[error(
+        "take generation {found} for {group:?}: its replica follows generation {expected}; after a failover the source must \
+         be protected anew"
+    )]
+    OtherGeneration {
+        /// The group.
+        group: GroupId,
+        /// The replica's.
+        expected: Generation,
+        /// The source's.
+        found: Generation,
+    },
     /// A failover is neither committed nor cancelled.
     #[error(
         "the replica of {group:?} has been failed over to point {point}, which is neither committed nor cancelled: commit or \

@@ -42,6 +42,15 @@ impl Default for Options {
     }
 }
 
+/// Where a replica stands for the source that it follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The last epoch that it holds, durably.
+    pub applied: Epoch,
+    /// How often what had been applied was taken back, by a failover or for want of space.
+    pub taken_back: u64,
+}
+
 /// What applying an epoch did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
@@ -129,6 +138,24 @@ impl GroupReplica {
     pub fn applied(&self) -> (Option<Generation>, Epoch) {
         let shared = self.core.shared.read();
         (shared.generation, shared.applied)
+    }
+
+    /// Where it stands, for the source of one generation. While two of them are equal but for what is applied, what was
+    /// read in between from the images is of that generation's history.
+    ///
+    /// # Errors
+    /// When a failover is pending, or it follows another generation: nothing that this source sends or asks counts.
+    pub fn standing(&self, generation: Generation) -> Result<Standing, ReplicaError> {
+        let (group, shared) = (self.core.group, self.core.shared.read());
+        if let Some(failover) = shared.failover {
+            return Err(ReplicaError::FailoverPending { group, point: failover.point });
+        }
+        match shared.generation {
+            Some(expected) if expected != generation => {
+                Err(ReplicaError::OtherGeneration { group, expected, found: generation })
+            }
+            _ => Ok(Standing { applied: shared.applied, taken_back: shared.rollbacks }),
+        }
     }
 
     /// When the applied epoch was cut; `None` before the first.

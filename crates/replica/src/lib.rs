@@ -49,7 +49,7 @@ mod view;
 
 pub use error::{ReplicaError, VolumeProblem};
 pub use failover::{FailedOver, Failover};
-pub use group::{Applied, GroupReplica, Options};
+pub use group::{Applied, GroupReplica, Options, Standing};
 pub use image::Place;
 pub use limits::*;
 pub use pace::Pace;

@@ -4,6 +4,7 @@
 //! said on standard error.
 
 pub mod lanes;
+pub mod postgres;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -43,7 +43,8 @@ async fn list(site: &Site) -> Vec<ExportInfo> {
 
 async fn until_none(site: &Site) {
     let gone = async {
-        while !list(site).await.is_empty() {
+        // It is no longer listed from when its end begins.
+        while !list(site).await.is_empty() || socket(site).exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

@@ -2,5 +2,6 @@
 
 mod command;
 mod export;
+mod failover;
 mod server;
 mod support;

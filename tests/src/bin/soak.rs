@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use scratch::postgres::{Bench, PG_BIN, Postgres};
 use scratch::{FileSystem, LoopDisk, Mount};
 use seawall_tests::chance::Chance;
-use seawall_tests::postgres::{Bench, PG_BIN, Postgres};
 use seawall_tests::proxy::{Proxy, Weather};
 use seawall_tests::system::{Part, System};
 

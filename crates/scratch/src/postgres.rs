@@ -1,4 +1,4 @@
-//! A PostgreSQL server on a disk that is followed, and pgbench on it.
+//! A PostgreSQL server of a test's own, and pgbench on it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, bail, ensure};
-use scratch::run;
+
+use crate::run;
 
 fn as_text(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")

@@ -1,0 +1,207 @@
+//! Parts that are played: they report what a test wants, and do what they are told as real ones would answer.
+
+use std::time::Duration;
+
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
+use control::fleet::{
+    Capacity, CheckIn, CheckInReply, Desired, GroupInfo, JobInfo, MachineInfo, Page, PartReport, PartRole,
+    Protect, TaskKind, TaskState, TaskUpdate, UnixMillis, VolumeChoice,
+};
+use control::{
+    AgentReport, CaptureMode, PointInfo, ProcessServerStatus, StateCode, TargetGroup, TargetServerStatus,
+    VolumeReport, VolumeSummary,
+};
+use enrol::Client;
+use serde_json::json;
+
+use crate::support::Site;
+
+/// A machine, a process server and a target server.
+pub(crate) struct Parts {
+    pub(crate) agent: Client,
+    process: Client,
+    target: Client,
+    digests: [String; 3],
+    /// How old the newest recovery point is; `None` before there is one.
+    pub(crate) age: Option<Duration>,
+    pub(crate) agent_state: StateCode,
+    /// What the target keeps.
+    group: Option<GroupId>,
+    protects: bool,
+}
+
+impl Parts {
+    pub(crate) async fn enrol(site: &Site) -> Parts {
+        let part = async |role, name| site.part(&site.enrol(role, name).await);
+        Parts {
+            agent: part(PartRole::Agent, "web").await,
+            process: part(PartRole::ProcessServer, "hub").await,
+            target: part(PartRole::TargetServer, "dr").await,
+            digests: Default::default(),
+            age: Some(Duration::from_secs(1)),
+            agent_state: StateCode::Replicating,
+            group: None,
+            protects: false,
+        }
+    }
+
+    /// Each reports once, and does what it is told.
+    pub(crate) async fn round(&mut self) {
+        self.agent_round().await;
+        self.servers_round().await;
+    }
+
+    pub(crate) async fn agent_round(&mut self) {
+        let mut said = base();
+        said.report = self.protects.then(|| PartReport::Agent(Box::new(agent_report(self.agent_state))));
+        let reply = say(&self.agent, &mut self.digests[0], said).await;
+        if let Some(Desired::Agent(told)) = &reply.desired {
+            self.protects = told.protection.is_some();
+            self.group = told.protection.as_ref().map(|protection| protection.group).or(self.group);
+        }
+        let mut done = Vec::new();
+        for task in reply.tasks {
+            let result = match task.kind {
+                TaskKind::CheckDisks { devices, .. } => json!({
+                    "disks": devices.iter().map(|device| json!({"device": device, "bytes": 1 << 30, "mode": "data"})).collect::<Vec<_>>(),
+                    "link": {"reached": true, "ms": 1.0},
+                }),
+                TaskKind::SealKey { targets, .. } => {
+                    let keys =
+                        targets.iter().map(|seal_for| (seal_for.target.to_string(), json!("ab".repeat(80))));
+                    json!({"keys": keys.collect::<serde_json::Map<_, _>>()})
+                }
+                _ => json!({}),
+            };
+            done.push(TaskUpdate { id: task.id, state: TaskState::Done, message: "Done.".into(), result });
+        }
+        if !done.is_empty() {
+            say(&self.agent, &mut self.digests[0], CheckIn { tasks: done, ..base() }).await;
+        }
+    }
+
+    pub(crate) async fn servers_round(&mut self) {
+        let process = CheckIn {
+            address: Some("hub.example:7440".into()),
+            report: Some(PartReport::ProcessServer(ProcessServerStatus {
+                cache_used: ByteCount::gib(1),
+                cache_limit: ByteCount::gib(16),
+                state: StateCode::Replicating,
+                ..ProcessServerStatus::default()
+            })),
+            ..base()
+        };
+        say(&self.process, &mut self.digests[1], process).await;
+        let groups = self.group.map(|group| target_group(group, self.age));
+        let target = CheckIn {
+            address: Some("dr.example:7441".into()),
+            sealing_key: Some("12".repeat(32)),
+            capacity: Some(Capacity { bytes_total: 1 << 40, bytes_free: 1 << 39 }),
+            report: Some(PartReport::TargetServer(TargetServerStatus {
+                groups: groups.into_iter().collect(),
+                state: StateCode::Replicating,
+                ..TargetServerStatus::default()
+            })),
+            ..base()
+        };
+        say(&self.target, &mut self.digests[2], target).await;
+    }
+
+    /// Has the machine's disk protected, up to the first recovery point.
+    pub(crate) async fn protect(&mut self, operator: &Client) -> GroupInfo {
+        self.round().await;
+        let machines: Page<MachineInfo> = operator.get("/machines").await.unwrap();
+        let machine = &machines.items[0];
+        let disk = VolumeChoice { device: "/dev/vdb".into(), name: None };
+        let asked = Protect {
+            volumes: vec![disk],
+            policy: None,
+            process_server: None,
+            target_servers: vec![],
+            despite_warnings: false,
+        };
+        let job: JobInfo = operator.post(&format!("/machines/{}/protect", machine.id), &asked).await.unwrap();
+        self.until_ended(operator, job).await;
+        operator.get(&format!("/groups/{}", machine.group)).await.unwrap()
+    }
+
+    /// Goes on until a job has ended well.
+    pub(crate) async fn until_ended(&mut self, operator: &Client, job: JobInfo) -> JobInfo {
+        for _ in 0..600 {
+            self.round().await;
+            let job: JobInfo = operator.get(&format!("/jobs/{}", job.id)).await.unwrap();
+            if job.state.ended() {
+                assert_eq!(job.state, control::fleet::JobState::Done, "{job:#?}");
+                return job;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the job does not end: {:?}", operator.get::<JobInfo>(&format!("/jobs/{}", job.id)).await);
+    }
+}
+
+fn base() -> CheckIn {
+    CheckIn { version: "1".into(), time: UnixMillis::now(), ..CheckIn::default() }
+}
+
+/// A check-in, and the digest of what it was told from then on.
+async fn say(client: &Client, digest: &mut String, mut said: CheckIn) -> CheckInReply {
+    said.digest.clone_from(digest);
+    let reply: CheckInReply = client.post("/part/check-in", &said).await.unwrap();
+    digest.clone_from(&reply.digest);
+    reply
+}
+
+fn agent_report(state: StateCode) -> AgentReport {
+    let volume = VolumeSummary { id: VolumeId([1; 16]), name: "vdb".into(), size: ByteCount::gib(1) };
+    AgentReport {
+        time: UnixNanos::now(),
+        volumes: vec![VolumeReport {
+            volume,
+            device: "/dev/vdb".into(),
+            mode: CaptureMode::Data,
+            dirty_bytes: ByteCount::mib(1),
+            draining_bytes: ByteCount::ZERO,
+            drained_total: ByteCount::ZERO,
+        }],
+        churn_bytes_per_s: 1e6,
+        sent_bytes_per_s: 5e5,
+        state,
+        ..AgentReport::default()
+    }
+}
+
+fn target_group(group: GroupId, age: Option<Duration>) -> TargetGroup {
+    let nanos = |age: Duration| u64::try_from(age.as_nanos()).unwrap();
+    let cut = |age| UnixNanos(UnixNanos::now().0 - nanos(age));
+    let point = age.map(|age| PointInfo {
+        epoch: Epoch(7),
+        cut_time: cut(age),
+        consistency: Consistency::Crash,
+        note: PointNote::default(),
+        changed_bytes: ByteCount(4096),
+        pin: None,
+        kept_for: None,
+        unusable: None,
+    });
+    TargetGroup {
+        group,
+        generation: Generation(1),
+        sender: Some("hub".into()),
+        volumes: Vec::new(),
+        applied: Epoch(if age.is_some() { 7 } else { 0 }),
+        applied_cut_time: age.map_or(UnixNanos(0), cut),
+        failover: None,
+        oldest_point: point.clone(),
+        points: u64::from(point.is_some()),
+        newest_point: point,
+        undo_bytes: ByteCount::mib(1),
+        applied_bytes_total: ByteCount::mib(2),
+        applied_bytes_per_s: 1.0,
+        apply_ms_p50: 1.0,
+        apply_ms_p99: 2.0,
+        state: if age.is_some() { StateCode::Replicating } else { StateCode::InitialCopy },
+        last_error: None,
+        warnings: Vec::new(),
+    }
+}
