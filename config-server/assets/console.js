@@ -3,6 +3,9 @@
 (() => {
   "use strict";
   const REFRESH_EVERY_MIN_MS = 1000;
+  const REFRESH_EVERY_MS = 5000;
+  // Of the time, the server works for a page at most one part in so many: a large fleet's pages are fetched less often.
+  const SHARE = 5;
   const moments = new Intl.DateTimeFormat(undefined, {
     year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
   });
@@ -87,15 +90,21 @@
       return;
     }
     const unreachable = document.getElementById("unreachable");
-    let last = Date.now(), waiting = 0, stream = null;
-    const happened = () => {
-      if (waiting || document.hidden) return;
+    let began = Date.now(), took = 0, busy = false, waiting = 0, stream = null;
+    // The live part is fetched `after` so long from its last time, or as soon as it may be.
+    const refresh = (after) => {
+      clearTimeout(waiting);
+      const wait = Math.max(after, took * SHARE);
       waiting = setTimeout(() => {
-        waiting = 0;
-        last = Date.now();
-        part.dispatchEvent(new Event("happened"));
-      }, Math.max(0, last + REFRESH_EVERY_MIN_MS - Date.now()));
+        if (!document.hidden && !busy) {
+          busy = true;
+          began = Date.now();
+          part.dispatchEvent(new Event("happened"));
+        }
+        refresh(REFRESH_EVERY_MS);
+      }, Math.max(0, began + wait - Date.now()));
     };
+    const happened = () => refresh(REFRESH_EVERY_MIN_MS);
     // A page that nobody sees asks for nothing, and leaves its connection to others.
     const listen = () => {
       if (document.hidden) {
@@ -109,10 +118,11 @@
         happened();
       }
     };
-    document.addEventListener("htmx:before:request", (event) => {
-      if (document.hidden) event.preventDefault();
+    document.addEventListener("htmx:after:swap", () => {
+      took = Date.now() - began;
+      localise();
     });
-    document.addEventListener("htmx:after:swap", localise);
+    document.addEventListener("htmx:finally:request", () => { busy = false; });
     document.addEventListener("htmx:error", () => { unreachable.hidden = false; });
     document.addEventListener("htmx:response:error", () => { unreachable.hidden = false; });
     document.addEventListener("htmx:after:request", (event) => {

@@ -51,7 +51,7 @@ fn theme() -> Markup {
     html! { button.plain #theme type="button" hidden { "Theme" } }
 }
 
-/// A page whose first part is live: it is fetched anew every few seconds, and after each event. What people type into is in the
+/// A page whose first part is live: the page's script fetches it anew every few seconds, and after events. What people type into is in the
 /// rest, which stays as it is.
 pub(super) fn page(visit: &Visit, title: &str, live: Markup, rest: Markup) -> Markup {
     let own = visit.path.split('?').next().unwrap_or("/");
@@ -88,7 +88,7 @@ pub(super) fn page(visit: &Visit, title: &str, live: Markup, rest: Markup) -> Ma
                     "The config server does not answer; what is shown may be old. Replication goes on without it."
                 }
                 main #content {
-                    div #refresh hx-get=(visit.path) hx-trigger="every 5s, happened" hx-select="#live" hx-target="#live"
+                    div #refresh hx-get=(visit.path) hx-trigger="happened" hx-select="#live" hx-target="#live"
                         hx-swap="outerMorph" {
                         div #live data-now=(UnixMillis::now().0) { (live) }
                     }
