@@ -11,8 +11,8 @@ use crate::text;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   seawall api GET /overview
-  seawall api GET '/events?last=5' | jq -r '.items[].message'
-  seawall api POST /policies '{\"name\":\"gold\",\"policy\":{\"epoch_interval_ms\":1000,\"retention\":[{\"every_s\":0,\"for_s\":86400}]}}'
+  seawall api GET /events?last=5 | jq -r '.items[].message'
+  seawall api POST /groups/0123456789abcdef0123456789abcdef/resync
 
 GET /openapi.json lists every act, with what it takes and gives. The answer is JSON; where there is none, nothing is written.")]
 pub(crate) struct ApiOptions {
