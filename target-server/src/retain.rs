@@ -91,8 +91,10 @@ fn chosen(points: &[(u64, bool)], most: usize) -> Vec<usize> {
     let marked = (0..points.len()).rev().filter(|index| points[*index].1 && !chosen.contains(index));
     let marked: Vec<usize> = marked.take(quarter).collect();
     chosen.extend(marked);
+    // How far back one can go is always shown.
+    chosen.insert(0);
     // Stretches that grow with age by the same factor, the newest point of each.
-    let stretches = most - 2 * quarter;
+    let stretches = most - 2 * quarter - 1;
     let newest = points.last().map_or(0, |point| point.0);
     let age = |index: usize| newest.saturating_sub(points[index].0) as f64 + 1.0;
     let factor = age(0).ln().max(f64::MIN_POSITIVE) / stretches as f64;
