@@ -26,7 +26,7 @@ const LINE_BYTES_MAX: u64 = 64 << 20;
 const AUTHORITY: [&str; 2] = ["ca.pem", "key.pem"];
 
 /// Every table, parents first, with its columns: `n` are numbers, the others texts. A test compares it with the database.
-const TABLES: [(&str, &str); 21] = [
+const TABLES: [(&str, &str); 22] = [
     ("counters", "name n:value"),
     ("settings", "name value"),
     ("users", "id name role password n:disabled n:created"),
@@ -41,8 +41,9 @@ const TABLES: [(&str, &str); 21] = [
     ),
     ("certificates", "serial part_id n:expires n:revoked"),
     ("policies", "id name policy n:changed"),
-    ("protection_groups", "id machine_id n:generation state policy_id process_id n:created"),
+    ("protection_groups", "id machine_id n:generation state policy_id process_id n:created n:looked"),
     ("group_targets", "group_id target_id sealed_key"),
+    ("point_lists", "group_id target_id n:time n:newest list"),
     ("volumes", "group_id name device n:place"),
     (
         "jobs",

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::fleet::{
-    CheckIn, CheckInReply, DISKS_MAX, EventKind, PartReport, PartRole, ProblemCode, TASKS_MAX, TaskState,
-    UnixMillis,
+    CheckIn, CheckInReply, DISKS_MAX, EventKind, POINT_LISTS_MAX, POINTS_SHOWN_MAX, PartReport, PartRole,
+    ProblemCode, TASKS_MAX, TaskState, UnixMillis,
 };
 use parking_lot::Mutex;
 use sqlx::Row;
@@ -132,6 +132,16 @@ fn sensible(role: PartRole, said: &CheckIn) -> Answer<()> {
     if said.disks.as_ref().is_some_and(|disks| disks.len() > DISKS_MAX) {
         return Err(invalid(format!("More than {DISKS_MAX} disks were reported")));
     }
+    if !said.points.is_empty() && role != PartRole::TargetServer {
+        return Err(invalid(format!("A {role} told recovery points; only targets have them")));
+    }
+    if said.points.len() > POINT_LISTS_MAX
+        || said.points.iter().any(|list| list.points.len() > POINTS_SHOWN_MAX)
+    {
+        return Err(invalid(format!(
+            "Recovery points of more than {POINT_LISTS_MAX} groups, or more than {POINTS_SHOWN_MAX} of one, were told"
+        )));
+    }
     if said.tasks.len() > TASKS_MAX {
         return Err(invalid(format!("More than {TASKS_MAX} tasks were reported")));
     }
@@ -177,8 +187,12 @@ async fn reply(
             reply.digest = digest;
         }
     }
+    let mut wanted_soon = false;
+    if role == PartRole::TargetServer {
+        (reply.points_of, wanted_soon) = view::points_wanted(&mut from, part).await?;
+    }
     drop(from);
-    if reply.desired.is_some() || !reply.tasks.is_empty() {
+    if wanted_soon || reply.desired.is_some() || !reply.tasks.is_empty() {
         reply.interval_ms = CHECK_IN_SOON_MS;
     }
     if revoked_version != revocations {
@@ -275,6 +289,9 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, was: Option<&(String, bool, 
             .bind(&arrived.part)
             .execute(&mut **act)
             .await?;
+    }
+    for told in &said.points {
+        view::keep_points(act, &arrived.part, told).await?;
     }
     for update in &said.tasks {
         let state = match update.state {

@@ -64,6 +64,12 @@ impl Fault {
     }
 }
 
+impl From<Problem> for Fault {
+    fn from(problem: Problem) -> Fault {
+        Fault { problem: Box::new(problem), retry_after_s: None }
+    }
+}
+
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.problem.fmt(f)

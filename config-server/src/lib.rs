@@ -2,7 +2,7 @@
 //!
 //! Rooms: `config` reads the file; `init` makes a new one; `store` keeps the state; `server` listens and starts everything;
 //! `api` has every act, each behind its guard (`api::guard`: who asks, whether they may, the audit log); `view` makes the
-//! pictures that are shown; `checkin` takes what parts report; `desired` says what each is to do; `job` and `protect` do
+//! pictures that are shown; `console` has the pages for people, which use the API as everybody does; `checkin` takes what parts report; `desired` says what each is to do; `job` and `protect` do
 //! what is long.
 //!
 //! What is declared is in the store; parts fetch it and act on it whether this server runs or not. So an outage of any length
@@ -16,6 +16,7 @@ mod audit;
 mod backup;
 mod checkin;
 mod config;
+mod console;
 mod credentials;
 mod desired;
 mod fault;

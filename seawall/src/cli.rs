@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use control::PointSelector;
 
 use crate::fleet::alert::AlertOptions;
+use crate::fleet::api::ApiOptions;
 use crate::fleet::events::EventsOptions;
 use crate::fleet::job::JobOptions;
 use crate::fleet::login::{LoginOptions, LogoutOptions};
@@ -111,6 +112,8 @@ pub(crate) enum Command {
     Events(EventsOptions),
     /// What is wrong in the fleet now, and who is told
     Alert(AlertOptions),
+    /// Do any act of the config server's API, also those without a command of their own
+    Api(ApiOptions),
     /// Show and prove everything on this machine, and leave nothing behind
     Demo(DemoOptions),
 }
@@ -145,6 +148,7 @@ impl Command {
             | Command::Run(_)
             | Command::FilesInside { .. }
             | Command::Boot(_)
+            | Command::Api(_)
             | Command::Logout(_) => false,
         }
     }

@@ -90,6 +90,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Job(options) => return fleet::job::run(&options).await,
             Command::Events(options) => fleet::events::run(&options).await?,
             Command::Alert(options) => fleet::alert::run(&options).await?,
+            Command::Api(options) => fleet::api::run(&options).await?,
             Command::Demo(options) => demo::run(options).await?,
         }
         Ok(ExitCode::SUCCESS)

@@ -176,8 +176,8 @@ fn kernel_files_come_out_of_every_file_system() {
         let listed = files("ls", &["/etc", "--json"]);
         let listed: Value =
             serde_json::from_slice(&listed.stdout).unwrap_or_else(|_| panic!("{}", text(&listed)));
-        let names: Vec<&str> =
-            listed["entries"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
+        let entries = listed["entries"].as_array().unwrap_or_else(|| panic!("{name}: {listed}"));
+        let names: Vec<&str> = entries.iter().map(|e| e["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["deep", "kind", "last"], "{name}");
         // Only in the journal.
         let last = files("get", &["/etc/last", "--out", "-"]);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::{ByteCount, GroupId};
-use control::fleet::{Capacity, CheckIn, Desired, KeptGroup, PartReport, Task};
+use control::fleet::{
+    Capacity, CheckIn, CheckInReply, Desired, KeptGroup, POINT_LISTS_MAX, PartReport, Task,
+};
 use control::metrics::Values;
 use durable::{RealStorage, Storage};
 use enrol::seal::Opener;
@@ -35,6 +37,8 @@ struct Post {
     section: ConfigServerSection,
     opener: Opener,
     running: Mutex<Running>,
+    /// Groups whose points somebody looks at.
+    points_of: Mutex<Vec<GroupId>>,
 }
 
 /// A running target server of a fleet. Dropping it stops it without waiting.
@@ -59,7 +63,13 @@ impl FleetTargetServer {
         let section = config.config_server.clone().ok_or_else(missing)?;
         let member = Arc::new(Member::open(section.clone())?);
         let opener = Opener::open(&section.state)?;
-        let post = Arc::new(Post { config, section, opener, running: Mutex::default() });
+        let post = Arc::new(Post {
+            config,
+            section,
+            opener,
+            running: Mutex::default(),
+            points_of: Mutex::default(),
+        });
         let told = member.desired().borrow().clone();
         post.act(told).await?;
         let reporting = {
@@ -213,6 +223,8 @@ impl Charge for Post {
         let status = running.server.as_ref().map(Handle::status);
         let local = running.server.as_ref().map(|server| server.local_addr().to_string());
         let (digest, trouble) = (running.digest.clone(), running.trouble.clone());
+        let points_of = self.points_of.lock().clone();
+        let points = running.server.as_ref().map_or_else(Vec::new, |server| server.points_shown(&points_of));
         drop(running);
         CheckIn {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -222,8 +234,14 @@ impl Charge for Post {
             trouble,
             report: status.map(PartReport::TargetServer),
             capacity: capacity(&self.config.data),
+            points,
             ..CheckIn::default()
         }
+    }
+
+    fn hear(&self, reply: &CheckInReply) {
+        let asked = reply.points_of.iter().copied().take(POINT_LISTS_MAX).collect();
+        *self.points_of.lock() = asked;
     }
 
     fn begin(self: Arc<Self>, _: Task, done: TaskDone) {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{ByteOffset, GroupId, VolumeId};
+use block::{ByteOffset, Consistency, GroupId, VolumeId};
 use bytes::Bytes;
+use control::fleet::POINTS_SHOWN_MAX;
 use control::{
     DamagedRange, DeleteReply, GroupPoints, OperatorRequest, PinReply, PointSelector, PointsReply,
     ScrubFinding, ScrubProgressInfo, ScrubReply,
@@ -53,6 +54,59 @@ pub(crate) fn points(server: &Server, only: Option<GroupId>) -> Result<PointsRep
         });
     }
     Ok(PointsReply { groups })
+}
+
+/// Recovery points of a group that show all of its history: its newest, those that somebody named, pinned or made more than
+/// crash-consistent, and of the others one for each stretch of age, the stretches growing with it.
+pub(crate) fn points_shown(server: &Server, group: GroupId) -> Option<GroupPoints> {
+    let replica = server.group(group)?.replica().ok()?.clone();
+    let points = replica.points();
+    let kept_for: std::collections::HashMap<_, _> = replica.kept_for().into_iter().collect();
+    let marked = |point: &replica::Point| {
+        point.pin.is_some() || point.note.label.is_some() || point.consistency > Consistency::Crash
+    };
+    let times: Vec<(u64, bool)> = points.iter().map(|point| (point.cut_time.0, marked(point))).collect();
+    let chosen = chosen(&times, POINTS_SHOWN_MAX);
+    let omitted = (points.len() - chosen.len()) as u64;
+    let listed = chosen.into_iter().map(|index| {
+        let point = &points[index];
+        control::PointInfo { kept_for: kept_for.get(&point.epoch).cloned().flatten(), ..point_info(point) }
+    });
+    Some(GroupPoints {
+        group,
+        generation: replica.applied().0.unwrap_or_default(),
+        volumes: points.last().map_or_else(Vec::new, |point| point.volumes.iter().map(summary).collect()),
+        points: listed.collect(),
+        omitted,
+    })
+}
+
+/// Which of these points, the oldest first, each with its time and whether it is marked; at most `most`, in order.
+fn chosen(points: &[(u64, bool)], most: usize) -> Vec<usize> {
+    if points.len() <= most {
+        return (0..points.len()).collect();
+    }
+    let quarter = most / 4;
+    let mut chosen: std::collections::BTreeSet<usize> = (points.len() - quarter..points.len()).collect();
+    let marked = (0..points.len()).rev().filter(|index| points[*index].1 && !chosen.contains(index));
+    let marked: Vec<usize> = marked.take(quarter).collect();
+    chosen.extend(marked);
+    // How far back one can go is always shown.
+    chosen.insert(0);
+    // Stretches that grow with age by the same factor, the newest point of each.
+    let stretches = most - 2 * quarter - 1;
+    let newest = points.last().map_or(0, |point| point.0);
+    let age = |index: usize| newest.saturating_sub(points[index].0) as f64 + 1.0;
+    let factor = age(0).ln().max(f64::MIN_POSITIVE) / stretches as f64;
+    let mut last = None;
+    for index in (0..points.len()).rev() {
+        let stretch = ((age(index).ln() / factor) as usize).min(stretches - 1);
+        if last != Some(stretch) {
+            last = Some(stretch);
+            chosen.insert(index);
+        }
+    }
+    chosen.into_iter().collect()
 }
 
 pub(crate) fn replica_of(
@@ -211,5 +265,31 @@ fn scrub_reply(group: GroupId, replica: &GroupReplica, report: ScrubReport) -> S
         new_checksum_bytes: report.new_checksums,
         findings: report.findings.into_iter().map(finding).collect(),
         notes: report.notes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the history, few points are shown, and the newest, the oldest and the marked ones are among them.
+    #[test]
+    fn few_points_show_all_of_a_history() {
+        const SECOND: u64 = 1_000_000_000;
+        let few: Vec<_> = (0..400).map(|second| (second * SECOND, false)).collect();
+        assert_eq!(chosen(&few, 400), (0..400).collect::<Vec<_>>());
+        // A year of days, and all points of the last day.
+        let day = 86_400 * SECOND;
+        let mut points: Vec<_> = (0..365).map(|number| (number * day, false)).collect();
+        points.extend((0..86_400).map(|second| (365 * day + second * SECOND, false)));
+        points[400].1 = true;
+        let chosen_few = chosen(&points, 400);
+        assert!(chosen_few.len() <= 400 && chosen_few.len() > 150, "{}", chosen_few.len());
+        assert!(chosen_few.is_sorted() && chosen_few.contains(&400) && chosen_few.contains(&0));
+        assert!((points.len() - 100..points.len()).all(|index| chosen_few.contains(&index)));
+        let days = chosen_few.iter().filter(|index| **index < 365).count();
+        assert!(days > 20, "{days} points of a year before the last day");
+        // More marked ones than there is room for, and all at the same instant.
+        assert!(chosen(&vec![(5, true); 5000], 400).len() <= 400);
     }
 }

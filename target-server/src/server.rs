@@ -21,7 +21,7 @@ use crate::config::{ConfigError, GroupConfig};
 use crate::export::Exports;
 use crate::group::Group;
 use crate::upkeep::Upkeep;
-use crate::{Config, VIEWS_MAX, compare, delivery, operate};
+use crate::{Config, VIEWS_MAX, compare, delivery, operate, retain};
 
 /// Why a target server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +201,11 @@ impl Handle {
             let status = server.upgrade().map(|server| server.status());
             status.as_ref().map_or_else(Values::default, control::metrics::of_target_server)
         }
+    }
+
+    /// Some recovery points of each of these groups, as [`retain::points_shown`] chooses them; of groups that are not here, none.
+    pub(crate) fn points_shown(&self, groups: &[block::GroupId]) -> Vec<control::GroupPoints> {
+        groups.iter().filter_map(|group| retain::points_shown(&self.server, *group)).collect()
     }
 
     /// What takes up more groups while the server runs.

@@ -1,12 +1,14 @@
 //! What the whole-system tests share.
 
 pub mod bootable;
+pub mod browser;
 pub mod chance;
 pub mod followed;
 pub mod follower;
 pub mod frozen;
 pub mod guest;
 pub mod proxy;
+pub mod site;
 pub mod system;
 
 /// Says why a test cannot run here, loudly, and whether it may be left out: CI may leave nothing out.

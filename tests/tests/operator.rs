@@ -2,155 +2,16 @@
 //! README says it. A file is scanned, so that no privileges are needed.
 
 use std::io::Write;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use seawall_tests::system::program;
+use seawall_tests::site::{PASSWORD, PATIENCE, Site, free_address, text, told};
 use serde_json::Value;
-
-/// Nothing waits longer; what is waited for comes much sooner.
-const PATIENCE: Duration = Duration::from_secs(90);
-const PASSWORD: &str = "correct horse battery";
-
-/// A program that runs, killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Site {
-    base: tempfile::TempDir,
-    server: String,
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-/// Runs a command that reads `input`.
-fn told(command: &mut Command, input: &str) -> Output {
-    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    // A command that refuses before it reads closes its end.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
-}
-
-impl Site {
-    fn path(&self, name: &str) -> PathBuf {
-        self.base.path().join(name)
-    }
-
-    fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(program(name).unwrap());
-        command.current_dir(self.base.path()).env("SEAWALL_PROFILE", self.path("profile.toml"));
-        command
-    }
-
-    fn run(&self, name: &str, config: &Path) -> Running {
-        let log = std::fs::File::create(self.path(&format!("{name}.log"))).unwrap();
-        let mut command = self.command(name);
-        command.args(["run", "--config"]).arg(config).stdout(Stdio::null()).stderr(log);
-        Running(command.spawn().unwrap())
-    }
-
-    fn seawall(&self, args: &[&str]) -> Output {
-        self.command("seawall").args(args).output().unwrap()
-    }
-
-    /// What a command that succeeds shows.
-    fn shown(&self, args: &[&str]) -> String {
-        let output = self.seawall(args);
-        assert!(output.status.success(), "{args:?}: {}", text(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// What a command that succeeds says to programs: one object on one line.
-    fn json(&self, args: &[&str]) -> Value {
-        let shown = self.shown(&[args, &["--json"]].concat());
-        assert_eq!(shown.lines().count(), 1, "{shown}");
-        serde_json::from_str(&shown).unwrap()
-    }
-
-    /// What a command that fails says.
-    fn refused(&self, args: &[&str]) -> String {
-        let output = self.seawall(args);
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output));
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn until(&self, what: &str, args: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
-        let began = Instant::now();
-        loop {
-            let said = self.json(args);
-            if wanted(&said) {
-                return said;
-            }
-            assert!(began.elapsed() < PATIENCE, "waited in vain: {what}\n{said:#}\n{}", self.logs());
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn logs(&self) -> String {
-        let logs =
-            ["seawall-config-server", "seawall-agent", "seawall-process-server", "seawall-target-server"];
-        let read =
-            |name: &&str| std::fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default();
-        logs.iter().map(|name| format!("--- {name}\n{}", read(name))).collect()
-    }
-
-    fn answers(&self) {
-        let began = Instant::now();
-        while !self.seawall(&["events"]).status.success() {
-            assert!(began.elapsed() < PATIENCE, "{}", self.logs());
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Enrols a part with the line that `seawall token create` prints, as far as it does not depend on the place.
-    fn enrol(&self, role: &str, name: &str, more: &[&str]) -> PathBuf {
-        let shown = self.shown(&["token", "create", "--role", role, "--name", name]);
-        let line =
-            shown.lines().find_map(|line| line.trim().strip_prefix(&format!("seawall-{role} "))).unwrap();
-        let words: Vec<&str> = line.split(' ').collect();
-        assert_eq!(words[0], "enroll", "{shown}");
-        let given = |option: &str| words[words.iter().position(|word| *word == option).unwrap() + 1];
-        let dir = self.path(name);
-        std::fs::create_dir(&dir).unwrap();
-        let config = dir.join("part.toml");
-        let mut command = self.command(&format!("seawall-{role}"));
-        command.args(["enroll", "--server", given("--server"), "--token", given("--token"), "--config"]);
-        let output = command.arg(&config).args(more).output().unwrap();
-        assert!(output.status.success() && text(&output).contains(name), "{}", text(&output));
-        // It is good for one.
-        let mut again = self.command(&format!("seawall-{role}"));
-        again.args(["enroll", "--server", given("--server"), "--token", given("--token"), "--config"]);
-        let output = again.arg(self.path("other.toml")).args(more).output().unwrap();
-        assert!(
-            !output.status.success() && text(&output).contains("seawall token create"),
-            "{}",
-            text(&output)
-        );
-        config
-    }
-}
 
 #[test]
 fn from_an_empty_directory_to_the_first_point() {
-    let site = Site { base: tempfile::tempdir().unwrap(), server: free_address() };
-    let init = ["init", "config", "--name", "127.0.0.1", "--listen", &site.server];
-    let output = told(site.command("seawall-config-server").args(init), &format!("{PASSWORD}\n"));
-    assert!(output.status.success(), "{}", text(&output));
+    let site = Site::empty();
+    let output = site.init();
     // The line that it prints is the one to type.
     let line = text(&output).lines().find_map(|line| line.trim().strip_prefix("seawall ").map(str::to_owned));
     let line = line.unwrap_or_else(|| panic!("{}", text(&output)));
@@ -240,8 +101,18 @@ fn from_an_empty_directory_to_the_first_point() {
     assert!(web["machine"]["protected"] == true && web["group"]["points"].as_u64() > Some(0), "{web:#}");
     let shown = site.shown(&["machine", "show", "web"]);
     assert!(shown.contains("disk.img") && shown.contains("policy default"), "{shown}");
+    // What has no command of its own is asked of the API by name.
+    let overview: Value = serde_json::from_str(&site.shown(&["api", "get", "/overview"])).unwrap();
+    assert!(overview["groups_recoverable"] == 1 && overview["machines"] == 1, "{overview:#}");
+    let group = web["group"]["id"].as_str().unwrap();
+    let compared =
+        site.shown(&["api", "POST", &format!("/groups/{group}/point"), r#"{"consistency":"crash"}"#]);
+    let compared: Value = serde_json::from_str(&compared).unwrap();
+    let watched = site.seawall(&["job", "show", compared["id"].as_str().unwrap(), "--watch"]);
+    assert!(watched.status.success(), "{}", text(&watched));
+    assert!(site.refused(&["api", "POST", "/policies", r#"{"nam":"x"}"#]).contains("unknown field"));
     let jobs = site.json(&["job", "list"]);
-    let job = jobs["jobs"][0]["id"].as_str().unwrap();
+    let job = jobs["jobs"][1]["id"].as_str().unwrap();
     assert_eq!(site.json(&["job", "show", job])["state"], "done");
     assert!(site.shown(&["job", "list"]).contains(job));
     assert!(site.refused(&["job", "cancel", job]).contains("ended"));

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{cargo, deny, find, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 21] = [
+const PROGRAMS: [(&str, &str); 23] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -30,6 +30,9 @@ const PROGRAMS: [(&str, &str); 21] = [
     ("mkfs.vfat", "dosfstools"),
     ("mcopy", "mtools"),
     ("syslinux", "syslinux"),
+    // The console's tests look at it.
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
 ];
 /// A header or another file that is not found by its name alone, and its package.
 const HEADERS: [(&str, &str); 6] = [

@@ -53,14 +53,13 @@ async fn of_groups(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>
             causes.push(Cause { kind, severity, subject: about.clone(), message, mend: mend.to_owned() });
         };
         let limit = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
-        if let Some(age) =
-            group.rpo_ms.filter(|age| settings.point_age_s > 0 && *age > limit(settings.point_age_s))
-        {
+        let allowed = group.rpo_ms_max;
+        if let Some(age) = group.rpo_ms.filter(|age| allowed > 0 && *age > allowed) {
             let message = format!(
-                "The newest recovery point of {} is {} old, more than {}",
+                "The newest recovery point of {} is {} old, more than the {} that its policy allows",
                 group.name,
                 span(age),
-                span(limit(settings.point_age_s))
+                span(allowed)
             );
             let stage = group.rpo_stages.iter().max_by_key(|stage| stage.state.severity());
             let mend = stage.map_or(group.what_to_do.clone(), |stage| {

@@ -210,7 +210,6 @@ fn keep_password(new: &mut AlertSettings, before: AlertSettings) {
 fn check(settings: &AlertSettings) -> Answer<()> {
     const YEAR_S: u64 = 365 * 86_400;
     for (name, value, most) in [
-        ("point_age_s", settings.point_age_s, YEAR_S),
         ("application_point_age_s", settings.application_point_age_s, YEAR_S),
         ("cache_used_percent", settings.cache_used_percent.into(), 100),
         ("store_free_percent", settings.store_free_percent.into(), 99),

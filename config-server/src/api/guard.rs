@@ -226,6 +226,16 @@ pub(crate) fn session_secret(headers: &HeaderMap) -> Option<String> {
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned())
 }
 
+/// The second secret of a session that goes on, for the forms of its own pages.
+pub(crate) async fn csrf_of_session(app: &App, secret: &str) -> Answer<String> {
+    let csrf = sqlx::query_scalar("SELECT csrf FROM sessions WHERE digest = $1 AND expires > $2")
+        .bind(digest(secret))
+        .bind(UnixMillis::now().0)
+        .fetch_optional(&app.store.read)
+        .await?;
+    csrf.ok_or_else(|| unauthenticated("The session has ended"))
+}
+
 async fn by_session(
     app: &App,
     secret: &str,

@@ -5,7 +5,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use block::GroupId;
 use control::fleet::{
-    GroupInfo, JobInfo, MachineInfo, Overview, Page, PartRole, ResourceId, SampleInfo, ServerInfo, UnixMillis,
+    GroupInfo, JobInfo, MachineInfo, Overview, Page, PartRole, PointList, ResourceId, SampleInfo, ServerInfo,
+    UnixMillis,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -84,6 +85,11 @@ pub(crate) async fn groups(
 
 pub(crate) async fn group(State(app): State<Shared>, Id(id): Id<GroupId>) -> Answer<Json<GroupInfo>> {
     Ok(Json(view::group(&app.store, &id).await?))
+}
+
+pub(crate) async fn points(State(app): State<Shared>, Id(id): Id<GroupId>) -> Answer<Json<PointList>> {
+    view::group(&app.store, &id).await?;
+    Ok(Json(view::points(&app.store, &id).await?))
 }
 
 /// Which figures.

@@ -14,15 +14,16 @@ use axum::Router;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderValue, Request};
+use axum::http::{HeaderValue, Request, Uri};
 use axum::middleware::{Next, from_fn};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use control::fleet as f;
 use control::fleet::ProblemCode;
 use serde_json::{Value, json};
 
 use crate::app::Shared;
 use crate::fault::{Fault, fault};
+pub(crate) use act::API;
 use act::{ADMINISTER, Act, ENROL, Need, OPERATE, VIEW};
 pub(crate) use event::{STREAMS_MAX, watch_events};
 
@@ -220,6 +221,13 @@ fn protection() -> Vec<Act> {
         .takes::<f::Confirm>()
         .gives_nothing("It is removed")
         .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::get(
+            "/groups/{id}/points",
+            VIEW,
+            "Recovery points of a group; looking makes its targets tell them anew within seconds",
+            look::points,
+        )
+        .gives::<f::PointList>(200, "As they were told last"),
         Act::get("/groups/{id}/samples", VIEW, "Figures of a group over time", look::samples)
             .gives_all::<f::SampleInfo>("The oldest first, at most 2000")
             .query(
@@ -284,19 +292,23 @@ pub fn openapi() -> Value {
 
 /// Everything that is served.
 pub(crate) fn router(app: &Shared) -> Router {
-    act::router(acts(), app)
+    let api = act::router(acts(), app)
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_with_this)
-        .layer(from_fn(heads))
-        .with_state(app.clone())
+        .with_state(app.clone());
+    crate::console::router(app, api.clone()).fallback_service(api).layer(from_fn(heads))
 }
 
-async fn nothing_here() -> Fault {
-    fault(
+async fn nothing_here(uri: Uri) -> Response {
+    if !crate::console::is_api(uri.path()) {
+        return crate::console::nothing_here();
+    }
+    let fault = fault(
         ProblemCode::NotFound,
         "There is nothing at this path",
         "The API is under /api/v1; GET /api/v1/openapi.json lists it.",
-    )
+    );
+    fault.into_response()
 }
 
 async fn not_with_this() -> Fault {

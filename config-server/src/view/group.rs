@@ -4,16 +4,17 @@ use std::collections::HashMap;
 
 use block::{Epoch, GroupId, Ladder, UnixNanos};
 use control::fleet::{
-    GroupInfo, Overview, Page, PartReport, Policy, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
+    GroupInfo, Overview, Page, PartReport, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
 };
 use control::{
-    AgentReport, ProcessGroup, ProcessServerStatus, ResyncStatus, Severity, StateCode, TargetGroup,
-    TargetServerStatus,
+    AgentReport, Bottleneck, ProcessGroup, ProcessServerStatus, ResyncStatus, Severity, StateCode,
+    TargetGroup, TargetServerStatus,
 };
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::part::SILENT_AFTER;
+use super::policy::policy_of_text;
 use crate::api::guard::parse;
 use crate::fault::{Answer, internal, not_found};
 use crate::store::Store;
@@ -166,12 +167,12 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
     let lag = report.as_ref().map_or(0, |report| {
         report.remaining_bytes().get() + report.epoch_memory_used.get() + report.ring_used.get()
     });
-    let policy: Policy = serde_json::from_str(&row.try_get::<String, _>("policy")?)
-        .map_err(|error| internal("read a policy", error))?;
+    let policy = policy_of_text(&row.try_get::<String, _>("policy")?)?;
     let group = GroupInfo {
         id,
         machine: parse(row.try_get("machine_id")?)?,
         name: parse(row.try_get("name")?)?,
+        protected: !kept,
         generation: block::Generation(
             u64::try_from(row.try_get::<i64, _>("generation")?).unwrap_or_default(),
         ),
@@ -186,7 +187,9 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
         severity: state.severity(),
         ladder: ladder(report.as_ref(), process_group, target.map(|(_, group)| group)),
         rpo_ms: rpo,
+        rpo_ms_max: policy.rpo_s_max.saturating_mul(1000) as i64,
         rpo_stages: stages,
+        bottleneck: process_group.and_then(Bottleneck::of),
         newest_point: target.and_then(|(_, group)| group.newest_point.clone()),
         oldest_point: target.and_then(|(_, group)| group.oldest_point.clone()),
         points: target.map_or(0, |(_, group)| group.points),

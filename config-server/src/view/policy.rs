@@ -1,4 +1,4 @@
-use control::fleet::{PolicyInfo, ResourceId, UnixMillis};
+use control::fleet::{Policy, PolicyInfo, ResourceId, UnixMillis};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -10,12 +10,16 @@ const POLICY: &str = "SELECT p.id, p.name, p.policy, p.changed,
         (SELECT COUNT(*) FROM protection_groups g WHERE g.policy_id = p.id AND g.state <> 'removed') AS followers
     FROM policies p";
 
+/// A policy as it is kept.
+pub(crate) fn policy_of_text(text: &str) -> Answer<Policy> {
+    serde_json::from_str(text).map_err(|error| internal("read a policy", error))
+}
+
 fn policy_of_row(row: &AnyRow) -> Answer<PolicyInfo> {
     Ok(PolicyInfo {
         id: parse(row.try_get("id")?)?,
         name: parse(row.try_get("name")?)?,
-        policy: serde_json::from_str(&row.try_get::<String, _>("policy")?)
-            .map_err(|error| internal("read a policy", error))?,
+        policy: policy_of_text(&row.try_get::<String, _>("policy")?)?,
         groups: row.try_get("followers")?,
         changed: UnixMillis(row.try_get("changed")?),
     })

@@ -2,6 +2,7 @@
 
 mod access;
 mod alerts;
+mod console;
 mod membership;
 mod parts;
 mod protection;

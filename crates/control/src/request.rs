@@ -193,7 +193,7 @@ pub struct GroupPoints {
     pub volumes: Vec<VolumeSummary>,
     /// The points.
     pub points: Vec<PointInfo>,
-    /// How many older ones there are that are not listed.
+    /// How many there are that are not listed; operators are told the newest.
     #[serde(default)]
     pub omitted: u64,
 }

@@ -55,6 +55,8 @@ impl Renewal {
 pub trait Charge: Send + Sync + 'static {
     /// How it is, for the next check-in. The clock, the certificate and the tasks are filled in by the member.
     fn report(&self) -> CheckIn;
+    /// Hears what the config server answered, besides what the member itself does with it.
+    fn hear(&self, _reply: &CheckInReply) {}
     /// Begins what was asked for, and says through `done` what became of it. Told again until then, also after a restart; the
     /// same task twice must do no harm.
     fn begin(self: Arc<Self>, task: Task, done: TaskDone);
@@ -157,6 +159,7 @@ impl Member {
                     // What has been told need not be told again; what is not asked for any more has been taken.
                     waiting.clear();
                     self.take(&reply);
+                    charge.hear(&reply);
                     begun.retain(|id| reply.tasks.iter().any(|task| task.id == *id));
                     for task in reply.tasks {
                         if begun.insert(task.id.clone()) {

@@ -145,7 +145,7 @@ fn render_settings(settings: &AlertSettings) -> String {
         0 => "never".to_owned(),
         seconds => format!("older than {seconds} s"),
     };
-    table.add_row(["newest recovery point".to_owned(), after(settings.point_age_s)]);
+    table.add_row(["newest recovery point".to_owned(), "older than the group's policy allows".to_owned()]);
     table
         .add_row(["newest application-consistent point".to_owned(), after(settings.application_point_age_s)]);
     table.add_row(["cache".to_owned(), format!("more than {} % full", settings.cache_used_percent)]);

@@ -1,6 +1,7 @@
 //! The commands that speak to the config server: as whom is said by a profile, which `seawall login` makes.
 
 pub(crate) mod alert;
+pub(crate) mod api;
 pub(crate) mod events;
 pub(crate) mod job;
 pub(crate) mod login;

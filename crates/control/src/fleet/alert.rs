@@ -9,7 +9,7 @@ pub const RECEIVERS_MAX: usize = 16;
 super::names! {
     /// What is wrong.
     AlertKind {
-        /// A group's newest recovery point is older than it may be.
+        /// A group's newest recovery point is older than its policy allows.
         PointAge "point-age"
         /// A group has had no application-consistent point for longer than it may.
         ApplicationPointAge "application-point-age"
@@ -54,9 +54,6 @@ pub struct AlertInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlertSettings {
-    /// A newest recovery point older than this is told of, in seconds; 0 for never.
-    #[schema(maximum = 31_536_000)]
-    pub point_age_s: u64,
     /// So long without an application-consistent point is told of, in seconds; 0 for never. Groups whose policy takes none do not
     /// count.
     #[schema(maximum = 31_536_000)]
@@ -81,7 +78,6 @@ pub struct AlertSettings {
 impl Default for AlertSettings {
     fn default() -> AlertSettings {
         AlertSettings {
-            point_age_s: 300,
             application_point_age_s: 0,
             cache_used_percent: 80,
             store_free_percent: 10,

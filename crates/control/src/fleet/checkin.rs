@@ -3,12 +3,16 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Desired, ResourceId, Revoked, SealFor, UnixMillis};
-use crate::{AgentReport, ProcessServerStatus, StateCode, TargetServerStatus};
+use crate::{AgentReport, GroupPoints, ProcessServerStatus, StateCode, TargetServerStatus};
 
 /// Disks that one machine may report. More are left out by the agent, and refused by the config server.
 pub const DISKS_MAX: usize = 256;
 /// Tasks of one part that may be under way. More wait.
 pub const TASKS_MAX: usize = 16;
+/// Groups whose points a target is asked for at once.
+pub const POINT_LISTS_MAX: usize = 16;
+/// Recovery points of one group that a target shows; of more it chooses some, and says how many it leaves out.
+pub const POINTS_SHOWN_MAX: usize = 400;
 
 /// What a part says of itself every few seconds. An unknown field is one of a newer part, and is left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -51,6 +55,10 @@ pub struct CheckIn {
     /// Room on the part's own store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// A target's recovery points of the groups that it was asked for, chosen so that they show all of their history.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>, max_items = 16)]
+    pub points: Vec<GroupPoints>,
     /// How its tasks go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 16)]
@@ -146,6 +154,10 @@ pub struct CheckInReply {
     /// The list of revoked certificates, when the part does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Revoked>,
+    /// Groups whose recovery points somebody looks at: a target tells them with its next report.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub points_of: Vec<GroupId>,
     /// What to do once. Told again until the part says that it is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<Task>,

@@ -51,8 +51,8 @@ pub use access::{
 };
 pub use alert::{AlertInfo, AlertKind, AlertSettings, Mail, MailSecurity, RECEIVERS_MAX, Webhook};
 pub use checkin::{
-    Capacity, CheckIn, CheckInReply, DISKS_MAX, DiskInfo, DiskUse, PartReport, TASKS_MAX, Task, TaskKind,
-    TaskState, TaskUpdate,
+    Capacity, CheckIn, CheckInReply, DISKS_MAX, DiskInfo, DiskUse, POINT_LISTS_MAX, POINTS_SHOWN_MAX,
+    PartReport, TASKS_MAX, Task, TaskKind, TaskState, TaskUpdate,
 };
 pub use desired::{
     Desired, DesiredAgent, DesiredProcessServer, DesiredTargetServer, ForwardedGroup, KeptGroup,
@@ -63,12 +63,12 @@ pub use enrol::{
 };
 pub use job::{JobInfo, JobKind, JobState, StepInfo, StepState};
 pub use policy::{
-    BandwidthWindow, NewPolicy, Policy, PolicyError, PolicyInfo, RETENTION_RULES_MAX, RetentionRule,
-    WINDOWS_MAX,
+    BandwidthWindow, NewPolicy, Policy, PolicyError, PolicyInfo, RETENTION_RULES_MAX, RPO_S_MAX,
+    RetentionRule, WINDOWS_MAX,
 };
 pub use problem::{Problem, ProblemCode};
 pub use resource::{
-    ChangeGroup, Confirm, EventInfo, EventKind, GroupInfo, MachineInfo, Overview, Page, PointNow, Protect,
-    RpoStage, SampleInfo, ServerInfo, Unprotect, VolumeChoice, VolumeInfo,
+    ChangeGroup, Confirm, EventInfo, EventKind, GroupInfo, MachineInfo, Overview, Page, PointList, PointNow,
+    Protect, RpoStage, SampleInfo, ServerInfo, Unprotect, VolumeChoice, VolumeInfo,
 };
 pub use value::{NAME_BYTES_MAX, Name, NameError, ResourceId, UnixMillis};

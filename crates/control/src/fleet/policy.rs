@@ -10,6 +10,10 @@ pub const RETENTION_RULES_MAX: usize = 16;
 /// Windows of a bandwidth schedule. More are refused.
 pub const WINDOWS_MAX: usize = 64;
 
+/// How old the newest recovery point may be before a person is told, in seconds, unless a policy says otherwise.
+pub const RPO_S_MAX: u64 = 900;
+
+const RPO_S: std::ops::RangeInclusive<u64> = 1..=31 * 86_400;
 const EPOCH_INTERVAL_MS: std::ops::RangeInclusive<u64> = 100..=3_600_000;
 const APPLICATION_EVERY_S: std::ops::RangeInclusive<u64> = 10..=31 * 86_400;
 const KEPT_FOR_S_MAX: u64 = 100 * 365 * 86_400;
@@ -28,6 +32,10 @@ pub struct Policy {
     /// Between two recovery points, in milliseconds.
     #[schema(minimum = 100, maximum = 3_600_000)]
     pub epoch_interval_ms: u64,
+    /// How old the newest recovery point may be, in seconds; past it the group is in trouble.
+    #[serde(default = "rpo_s_max")]
+    #[schema(minimum = 1, maximum = 2_678_400)]
+    pub rpo_s_max: u64,
     /// Between two points that are more than crash-consistent, in seconds; 0 for none.
     #[serde(default)]
     #[schema(maximum = 2_678_400)]
@@ -66,6 +74,10 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 25_165_824, maximum = 68_719_476_736_u64)]
     pub epoch_memory_bytes: Option<u64>,
+}
+
+fn rpo_s_max() -> u64 {
+    RPO_S_MAX
 }
 
 /// Keep one point of each stretch of time, up to an age.
@@ -117,6 +129,7 @@ impl Default for Policy {
         let rule = |every_s, for_s| RetentionRule { every_s, for_s };
         Policy {
             epoch_interval_ms: 1000,
+            rpo_s_max: RPO_S_MAX,
             application_every_s: 0,
             application_filesystem_only: false,
             retention: vec![
@@ -147,6 +160,12 @@ impl Policy {
             return refuse(format!(
                 "epoch_interval_ms is {}, expected 100 to 3600000",
                 self.epoch_interval_ms
+            ));
+        }
+        if !RPO_S.contains(&self.rpo_s_max) || self.rpo_s_max * 1000 < self.epoch_interval_ms {
+            return refuse(format!(
+                "rpo_s_max is {}, expected 1 to 2678400, and no less than epoch_interval_ms",
+                self.rpo_s_max
             ));
         }
         if self.application_every_s != 0 && !APPLICATION_EVERY_S.contains(&self.application_every_s) {
@@ -342,6 +361,8 @@ mod tests {
             assert!(error.contains(named), "{error}");
         };
         bad(|policy| policy.epoch_interval_ms = 1, "epoch_interval_ms is 1");
+        bad(|policy| policy.rpo_s_max = 0, "rpo_s_max is 0");
+        bad(|policy| policy.epoch_interval_ms = 1_000_000, "rpo_s_max is 900");
         bad(|policy| policy.application_every_s = 1, "application_every_s is 1");
         bad(|policy| policy.retention.clear(), "0 rules");
         bad(|policy| policy.retention.swap(0, 1), "follow each other");

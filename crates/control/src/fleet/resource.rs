@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Capacity, DiskInfo, Name, PartRole, ResourceId, UnixMillis};
-use crate::{CaptureMode, PointInfo, Severity, StateCode};
+use crate::{Bottleneck, CaptureMode, PointInfo, Severity, StateCode};
 
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -98,6 +98,9 @@ pub struct GroupInfo {
     pub machine: ResourceId,
     /// The machine's name, by which people call the group too.
     pub name: Name,
+    /// Whether its disks are captured; when not, its points are kept.
+    #[serde(default)]
+    pub protected: bool,
     /// Its history.
     #[schema(value_type = u64)]
     pub generation: Generation,
@@ -127,8 +130,15 @@ pub struct GroupInfo {
     /// How old the newest recovery point is, in milliseconds; left out when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo_ms: Option<i64>,
+    /// How old it may be by the group's policy, in milliseconds.
+    #[serde(default)]
+    pub rpo_ms_max: i64,
     /// Where this comes from, stage by stage.
     pub rpo_stages: Vec<RpoStage>,
+    /// The stage that holds the others up, and what waits; left out when everything keeps up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub bottleneck: Option<Bottleneck>,
     /// The newest recovery point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -147,6 +157,22 @@ pub struct GroupInfo {
     pub lag_bytes: u64,
     /// What a person should know of it.
     pub warnings: Vec<String>,
+}
+
+/// Recovery points of a group, as a target told them last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PointList {
+    /// When they were told; left out before the first time. Whoever looks makes the target tell them anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<UnixMillis>,
+    /// Which target told them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_server: Option<ResourceId>,
+    /// The points, the oldest first: the newest ones, those that people have named or pinned, and of the others some.
+    #[schema(value_type = Vec<Object>)]
+    pub points: Vec<PointInfo>,
+    /// How many there are that are not listed.
+    pub omitted: u64,
 }
 
 /// A part of the age of the newest recovery point.
