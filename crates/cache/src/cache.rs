@@ -252,6 +252,11 @@ impl Cache {
         }
         let at = found.entries.partition_point(|entry| entry.position <= after);
         match found.entries.get(at) {
+            // Nothing is held, but something was: whoever lacks it will not get it any more, and must not look as if it kept up.
+            None if after < found.base => {
+                let oldest = Position { epoch: found.base.epoch.next(), ..found.base };
+                Err(ReadError::TooLate { holds: after, oldest })
+            }
             None => Ok(None),
             Some(entry) if after.is_followed_by(entry.position) => {
                 Ok(Some(HeldChangeset::new(self.shared.clone(), group, entry.clone())))

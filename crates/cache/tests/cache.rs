@@ -233,6 +233,12 @@ fn cursors_outlive_the_cache_and_free_segments() {
     );
     cache.applied(group(1), "b", at(1, 20)).unwrap();
     assert_eq!(cache.status().groups[0].changesets, 0);
+    // Now that all others have everything, it does not look as if it had everything too.
+    for late in [at(1, 0), at(1, 19)] {
+        let refused = cache.next_after(group(1), late);
+        assert!(matches!(refused, Err(ReadError::TooLate { oldest, .. }) if oldest == at(1, 21)), "{late}");
+    }
+    assert!(cache.next_after(group(1), at(1, 20)).unwrap().is_none());
     assert_eq!(cache.held(group(1)), at(1, 20));
     Source::open(&cache, group(1), 1).unwrap().put(21, 5);
 }
