@@ -1,7 +1,7 @@
 //! The first page: could I recover right now, and to when?
 
 use control::Severity;
-use control::fleet::{GroupInfo, JobInfo, Overview, Page};
+use control::fleet::{AlertInfo, GroupInfo, JobInfo, Overview, Page};
 use maud::{Markup, html};
 
 use super::door::Visit;
@@ -117,11 +117,36 @@ pub(super) fn table(groups: &[GroupInfo]) -> Markup {
     }
 }
 
+/// What is wrong now, and what to do about it.
+fn alerts(raised: &[AlertInfo]) -> Markup {
+    html! {
+        section aria-labelledby="alerts" {
+            h2 #alerts { "Alerts" }
+            table.cards {
+                thead { tr { th { "Since" } th { "How" } th { "What" } th { "What to do" } } }
+                tbody {
+                    @for alert in raised {
+                        @let severity = if alert.severity == "trouble" { Severity::Trouble } else { Severity::Notice };
+                        tr {
+                            td data-label="Since" { (words::moment(alert.raised)) " (" (words::ago(alert.raised)) ")" }
+                            td data-label="How" { (words::badge(severity, &alert.severity)) }
+                            td data-label="What" { (alert.message) }
+                            td data-label="What to do" { (alert.mend) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 pub(super) async fn page(visit: Visit) -> Shown {
     let overview: Overview = visit.door.get("/overview").await?;
     let groups: Vec<GroupInfo> = visit.door.all("/groups").await?;
     let jobs: Page<JobInfo> = visit.door.get(&format!("/jobs?limit={NEWEST}")).await?;
     let events = event::newest(&visit, NEWEST).await?;
+    let mut raised: Vec<AlertInfo> = visit.door.get("/alerts").await?;
+    raised.retain(|alert| alert.cleared.is_none());
     let trouble_if = |count: i64| if count > 0 { Severity::Trouble } else { Severity::Good };
     let notice_if = |count: i64| if count > 0 { Severity::Notice } else { Severity::Good };
     let live = html! {
@@ -135,6 +160,9 @@ pub(super) async fn page(visit: Visit) -> Shown {
             @if visit.user.role >= control::fleet::Role::Operator {
                 (tile("approvals wait", overview.approvals, notice_if(overview.approvals), "/approvals"))
             }
+        }
+        @if !raised.is_empty() {
+            (alerts(&raised))
         }
         section {
             h2 { "Protected machines" }

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
+use crate::console::visitor;
 use crate::parts::Parts;
-use crate::support::{Site, on_both, problem};
+use crate::support::{ADMINISTRATOR, Site, on_both, problem};
 
 on_both! { an_alert_is_told_once_and_so_is_its_end, who_is_told_is_set_by_administrators }
 
@@ -138,12 +139,20 @@ async fn an_alert_is_told_once_and_so_is_its_end(site: Site) {
     assert_eq!(told["message"], alert.message);
     let message = mailed.lock()[0].clone();
     assert!(message.contains("To: ops@example.org") && message.contains("What to do"), "{message}");
+    let page = visitor(&site, ADMINISTRATOR).await.get("/").await;
+    assert!(
+        page.body.contains("aria-labelledby=\"alerts\"") && page.body.contains(&alert.message),
+        "{}",
+        page.body
+    );
 
     parts.age = Some(Duration::from_secs(1));
     until("it is over", &mut parts, async || raised(&client).await.is_empty()).await;
     until("both are told", &mut parts, async || posted.lock().len() == 2 && mailed.lock().len() == 2).await;
     let told: Value = serde_json::from_str(&posted.lock()[1]).unwrap();
     assert_eq!((&told["what"], &told["id"]), (&json!("cleared"), &json!(alert.id)));
+    let page = visitor(&site, ADMINISTRATOR).await.get("/").await;
+    assert!(!page.body.contains("aria-labelledby=\"alerts\""), "{}", page.body);
     // Once each, in the list and among the events.
     let alerts: Vec<AlertInfo> = client.get("/alerts").await.unwrap();
     assert_eq!(alerts.len(), 1);

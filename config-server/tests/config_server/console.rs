@@ -9,10 +9,10 @@ use crate::support::{ADMINISTRATOR, PASSWORD, Site, problem, site};
 
 /// What came back.
 #[derive(Debug)]
-struct Got {
+pub(crate) struct Got {
     status: u16,
     heads: HashMap<String, String>,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Got {
@@ -22,7 +22,7 @@ impl Got {
 }
 
 /// Somebody with a browser: keeps the session's cookie.
-struct Visitor<'a> {
+pub(crate) struct Visitor<'a> {
     site: &'a Site,
     cookie: String,
 }
@@ -51,7 +51,7 @@ impl Visitor<'_> {
         Got { status, heads, body: body.to_owned() }
     }
 
-    async fn get(&self, path: &str) -> Got {
+    pub(crate) async fn get(&self, path: &str) -> Got {
         self.ask("GET", path, "", "").await
     }
 
@@ -71,7 +71,7 @@ fn stranger(site: &Site) -> Visitor<'_> {
     Visitor { site, cookie: String::new() }
 }
 
-async fn visitor<'a>(site: &'a Site, name: &str) -> Visitor<'a> {
+pub(crate) async fn visitor<'a>(site: &'a Site, name: &str) -> Visitor<'a> {
     let mut visitor = stranger(site);
     let password = PASSWORD.replace(' ', "+");
     let got = visitor.post("/login", &format!("name={name}&password={password}&next=%2Fjobs")).await;
