@@ -134,6 +134,14 @@ fn build() -> anyhow::Result<PathBuf> {
     Ok(root().join("fuzz/target").join(host).join("release/decoders"))
 }
 
+/// The fuzz targets are a workspace of their own, whose lock file nothing else looks at.
+pub(crate) fn lock_is_current() -> anyhow::Result<()> {
+    let mut command = crate::cargo();
+    command.current_dir(root().join("fuzz")).stdout(Stdio::null());
+    command.args(["metadata", "--locked", "--quiet", "--format-version", "1"]);
+    step("lock file of the fuzz targets (mend: cargo generate-lockfile, in fuzz/)", &mut command)
+}
+
 fn fuzz(program: &Path, target: String, seconds: u64) -> anyhow::Result<Outcome> {
     let dir = |kind: &str| root().join("fuzz").join(kind).join(&target);
     let (corpus, artifacts) = (dir("corpus"), dir("artifacts"));

@@ -3,7 +3,7 @@ use std::process::Command;
 use anyhow::bail;
 use clap::Args;
 
-use crate::{cargo, deny, find, step};
+use crate::{cargo, deny, find, fuzz, step};
 
 /// What the tests use, and the Debian package that has it.
 const PROGRAMS: [(&str, &str); 23] = [
@@ -62,6 +62,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         step("lints", cargo().args(lints))?;
         let documents = ["doc", "--workspace", "--no-deps", "--quiet", "--document-private-items"];
         deny::run_if_possible()?;
+        fuzz::lock_is_current()?;
         step("documents", cargo().args(documents).env("RUSTDOCFLAGS", "-D warnings"))?;
     }
     // The whole-system tests start the servers as processes.

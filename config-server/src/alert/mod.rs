@@ -25,22 +25,32 @@ use deliver::Body;
 
 /// Between two looks at what is wrong.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Between two rounds of delivery.
+const DELIVER_EVERY: Duration = Duration::from_secs(2);
 /// A cause must be gone for so long before its alert is cleared, so that one that comes and goes is told of once.
 const GONE_FOR: Duration = Duration::from_secs(15);
 /// Alerts that are kept after they were cleared; the oldest go.
 const ALERTS_KEPT: i64 = 10_000;
 
-/// Looks for what is wrong, and delivers, until the config server stops.
+/// Looks for what is wrong, and delivers, until the config server stops. A receiver that does not answer holds up no look.
 pub(crate) async fn run(app: Shared) {
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if let Err(fault) = look(&app.store).await {
-            tracing::warn!(%fault, "look for what is wrong; tried again");
+    let looking = async {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if let Err(fault) = look(&app.store).await {
+                tracing::warn!(%fault, "look for what is wrong; tried again");
+            }
         }
-        if let Err(fault) = deliver::round(&app).await {
-            tracing::warn!(%fault, "deliver messages; tried again");
+    };
+    let delivering = async {
+        loop {
+            tokio::time::sleep(DELIVER_EVERY).await;
+            if let Err(fault) = deliver::round(&app).await {
+                tracing::warn!(%fault, "deliver messages; tried again");
+            }
         }
-    }
+    };
+    tokio::join!(looking, delivering);
 }
 
 /// One look: raises what is new, clears what is over.

@@ -223,7 +223,10 @@ impl Source for ScanSource {
                 let consistency = if quiet { Consistency::Crash } else { Consistency::None };
                 self.last_error = (!quiet)
                     .then(|| "the source changed while it was scanned; no point from this pass".to_owned());
-                self.ended.push_back((consistency, began, self.passes));
+                // Neither a point nor a change: nobody would cut it, and the next pass would wait for that.
+                if quiet || self.fold.memory_bytes() > ByteCount::ZERO {
+                    self.ended.push_back((consistency, began, self.passes));
+                }
                 self.first_done = true;
                 self.next_pass = if quiet { UnixNanos(began.0 + self.interval_ns) } else { now };
             }
@@ -285,5 +288,49 @@ impl Source for ScanSource {
             last_error: self.last_error.clone(),
             ..SourceStatus::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Advances until the source is idle, and cuts what an agent would cut; how many of them were points.
+    fn drive(source: &mut ScanSource, now: UnixNanos) -> usize {
+        let mut points = 0;
+        // More steps than a pass has: a source that goes on for ever is as wrong as one that stands still.
+        for _ in 0..100 {
+            let progress = source.advance(now, ByteCount::mib(64)).unwrap();
+            let point = source.consistency() != Consistency::None;
+            if point || source.open_bytes() > ByteCount::ZERO {
+                let cut = source.cut(Fold::new(), Epoch(1));
+                points += usize::from(cut.consistency.is_point());
+            } else if progress == Progress::Idle {
+                return points;
+            }
+        }
+        panic!("it does not come to rest");
+    }
+
+    /// A write behind the place that is being read makes a pass that has neither a point nor a change.
+    #[test]
+    fn a_change_behind_the_pass_is_found_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let size = SCAN_BYTES_PER_STEP.0 * 3;
+        fs::write(&path, vec![1; size as usize]).unwrap();
+        let settled = || UnixNanos(UnixNanos::now().0 + 10 * TIMESTAMP_MARGIN_NS);
+        let volumes = [(block::VolumeId([1; 16]), "data".to_owned(), path.clone())];
+        let mut source = ScanSource::open(&volumes, 1000).unwrap();
+        assert_eq!(drive(&mut source, settled()), 1);
+
+        let later = UnixNanos(settled().0 + 10_000_000_000);
+        assert_eq!(source.advance(later, ByteCount::mib(64)).unwrap(), Progress::Busy);
+        File::options().write(true).open(&path).unwrap().write_all_at(&[2], 0).unwrap();
+        let (before, position) = (source.changed, source.position());
+        let later = UnixNanos(later.0 + 1_000_000_000);
+        assert_eq!(drive(&mut source, later), 1, "the next pass follows at once, and is a point");
+        assert_eq!(source.changed - before, GRANULE_BYTES);
+        assert!(source.position() > position && source.status().last_error.is_none());
     }
 }
