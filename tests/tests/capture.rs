@@ -337,6 +337,7 @@ fn kernel_writes_that_nobody_saw_are_found() -> anyhow::Result<()> {
     // Their ends go unseen, but each has its place in flight: only those are read again.
     let complete = ["on_complete_0", "on_complete_1", "on_complete_2"];
     let followed = programs_taken_away(&complete).context("without completions")?;
+    ensure!(followed.status.ended_twice == 0, "an end counted twice hides another: {:?}", followed.status);
     ensure!(followed.status.drained > ByteCount(64 * MIB), "nothing was read again: {:?}", followed.status);
     // Nothing of them is seen: everything is read again.
     let all = ["on_issue", "on_complete_0", "on_complete_1", "on_complete_2"];

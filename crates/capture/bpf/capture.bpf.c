@@ -126,8 +126,10 @@ struct calibration {
 struct suspect {
 	__u64 value;  /* in: what the slot holds; 0 ends the list */
 	__u32 place;  /* in: bucket * 8 + slot */
-	__u32 mend;   /* in: if it is stale, mark what it writes and free it */
-	__u64 stale;  /* out */
+	__u32 mend;   /* in: 0: if it is stale, doubt it; 1: if it is doubted and stale, mark what it writes and free it */
+	__u32 stale;  /* out */
+	__u32 volume; /* out, if it is stale: the place of its volume, or VOLUMES_MAX */
+	__u64 sectors; /* out, if it is stale: how many have ended */
 };
 
 /* Of each volume: what the kernel has counted of writes that ended, and what we have. */
@@ -158,6 +160,9 @@ struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, _
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, VOLUMES_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, __u64); } ended SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, VOLUMES_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct ledger); } ledger SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, SUSPECTS_MAX); __uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __type(value, struct suspect); } suspects SEC(".maps");
+
+#define LOAD(x) (*(volatile __u64 *)&(x))
+#define STORE(x, value) (*(volatile __u64 *)&(x) = (value))
 
 /* ---- which disk ---- */
 
@@ -329,12 +334,15 @@ static __always_inline int is_ranges(__u32 op)
  *
  * A write whose completion was not seen leaves its slot behind. Whoever uses that request next finds it, and marks what
  * that write wrote; so does user space, which looks for such slots when the kernel has counted more ends than we have.
+ * Each such write is to be counted once: counted twice, it would hide another. So user space first says that it doubts
+ * a slot, then lets all programs end, and frees the slot only if nobody has used it again, which ends the doubt.
  */
 
 #define SLOT_PHASE 1ULL
 #define SLOT_MISSED 2ULL
 #define SLOT_REQUEUED 4ULL /* it went back, and has not been issued again yet */
-#define SLOT_FLAGS 7ULL
+#define SLOT_DOUBTED 8ULL  /* found stale, and not used again since */
+#define SLOT_FLAGS 15ULL
 
 static __always_inline struct bucket *bucket_of(__u64 address)
 {
@@ -373,6 +381,22 @@ static __always_inline struct slot slot_claim(struct bucket *b, __u64 value)
 			claimed.flight = &b->flight[i];
 		}
 	return claimed;
+}
+
+/* Takes over the slot of an earlier use of the request: what it was, or 0 when user space has just freed it. */
+static __always_inline __u64 slot_reuse(struct slot slot, __u64 address)
+{
+	__u64 before, reused = 0;
+
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		before = LOAD(*slot.value);
+		if (!reused && (before & ~SLOT_FLAGS) == address &&
+		    __sync_val_compare_and_swap(slot.value, before,
+						(before | SLOT_MISSED) & ~(SLOT_REQUEUED | SLOT_DOUBTED)) == before)
+			reused = before;
+	}
+	return reused;
 }
 
 static __always_inline void flight_note(struct flight *flight, struct volume *v, struct request *rq, __u32 op,
@@ -646,8 +670,6 @@ static __always_inline int encrypted_inline(struct request *rq)
 
 #define COMPLETE_LAST 2
 
-#define LOAD(x) (*(volatile __u64 *)&(x))
-#define STORE(x, value) (*(volatile __u64 *)&(x) = (value))
 /* Statistics: an interrupt in between may cost one count. */
 #define COUNT(x, n) STORE(x, LOAD(x) + (n))
 
@@ -680,6 +702,7 @@ static __always_inline void issue(struct request *rq, __u64 address, struct volu
 	struct bucket *b;
 	struct bio *bio;
 	struct slot slot;
+	__u64 before;
 	int trusted;
 
 	c = bpf_map_lookup_elem(&control, &zero);
@@ -690,13 +713,14 @@ static __always_inline void issue(struct request *rq, __u64 address, struct volu
 	bio = rq->bio;
 	bytes = rq->__data_len;
 	slot = slot_find(b, address);
-	if (slot.value) {
+	before = slot.value ? slot_reuse(slot, address) : 0;
+	if (before) {
 		/* Requeued: what is written now may not be what was captured, and more may have been merged to it. Or its
-		 * last completion went unseen. Or this is the same event again. */
-		if (!(__sync_fetch_and_or(slot.value, SLOT_MISSED) & SLOT_REQUEUED))
-			flight_ended(slot.flight, slot.flight->bytes);
-		__sync_fetch_and_and(slot.value, ~SLOT_REQUEUED);
+		 * last completion went unseen. Or this is the same event again. Marked before it is counted: what is counted
+		 * is taken for dirty. */
 		flight_mark(slot.flight, here);
+		if (!(before & SLOT_REQUEUED))
+			flight_ended(slot.flight, slot.flight->bytes);
 		flight_note(slot.flight, v, rq, op, bytes);
 		COUNT(here->missed_requeue, 1);
 		if (op == REQ_OP_DRV_OUT)
@@ -941,6 +965,7 @@ static long look_at_suspect(__u32 i, struct looking *looking)
 	struct request *rq;
 	struct flight flight;
 	struct gendisk *disk;
+	struct volume *v;
 	struct bucket *b;
 	__u32 key, place, bytes;
 	__u64 value, sector;
@@ -964,16 +989,25 @@ static long look_at_suspect(__u32 i, struct looking *looking)
 	if (references && BPF_CORE_READ(rq, cmd_flags) & 1 &&
 	    ((__u32)BPF_CORE_READ(disk, major) << 20 | (__u32)BPF_CORE_READ(disk, first_minor)) == flight.dev) {
 		sector = BPF_CORE_READ(rq, __sector);
-		if (sector == flight.sector)
+		/* Without data left, its data has ended and the disk's cache is being flushed, which may take long. */
+		if (sector == flight.sector && BPF_CORE_READ(rq, __data_len)) {
+			__sync_fetch_and_and(&b->slot[place], ~SLOT_DOUBTED);
 			return 0;
+		}
 		if (sector > flight.sector && sector - flight.sector < bytes >> 9) /* only a part of it has ended */
 			bytes = (sector - flight.sector) << 9;
 	}
-	s->stale = 1;
-	if (s->mend && __sync_val_compare_and_swap(&b->slot[place], value, 0) == value) {
+	if (!s->mend) {
+		s->stale = __sync_val_compare_and_swap(&b->slot[place], value, value | SLOT_DOUBTED) == value;
+	} else if (value & SLOT_DOUBTED && __sync_val_compare_and_swap(&b->slot[place], value, 0) == value) {
+		/* Nobody has used the slot since all programs had ended: `flight` is what it was noted for. */
+		s->stale = 1;
 		flight_mark(&flight, looking->here);
 		flight_ended(&flight, bytes);
 	}
+	v = bpf_map_lookup_elem(&volumes, &flight.dev);
+	s->volume = v ? v->index : VOLUMES_MAX;
+	s->sectors = bytes >> 9;
 	return 0;
 }
 

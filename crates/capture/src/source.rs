@@ -79,6 +79,9 @@ pub struct SourceStatus {
     pub different: ByteCount,
     /// How often tracking was lost and everything became dirty.
     pub losses: u64,
+    /// Sectors whose end was counted twice, as found when the disk was idle; until then they could hide as many that
+    /// nobody saw end.
+    pub ended_twice: u64,
     /// The last thing that went wrong, in words.
     pub last_error: Option<String>,
 }

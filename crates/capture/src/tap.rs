@@ -170,6 +170,10 @@ pub trait Tap: Send {
     fn writes(&self) -> u64;
     /// Counts since the tap began.
     fn counters(&self) -> TapCounters;
+    /// See [`crate::SourceStatus::ended_twice`].
+    fn ended_twice(&self) -> u64 {
+        0
+    }
     /// Whether data is captured, not only granules.
     fn data_mode(&self) -> bool;
 }

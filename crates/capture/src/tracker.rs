@@ -731,10 +731,10 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
         // After the last consumed record: see the module's head.
         self.take_losses(self.now);
         self.watch_skipped();
-        let mut consistency = self.consistency();
-        if consistency.is_point() && !self.all_ends_seen() {
-            consistency = Consistency::None;
-        }
+        // The bits after the counts: what an end counts for is marked before it is counted, perhaps just now. Looked at
+        // before as well, because that costs less.
+        let clean = self.clean() && self.all_ends_seen() && self.clean();
+        let consistency = if clean { Consistency::Crash } else { Consistency::None };
         self.cut = epoch;
         self.tap.keep_numbered(epoch);
         Cut { fold: std::mem::replace(&mut self.fold, reuse), consistency, time: self.dated }
@@ -796,6 +796,7 @@ impl<T: Tap, D: Disk> Source for Tracker<T, D> {
             compared: self.comparing.compared,
             different: self.comparing.different,
             losses: self.losses,
+            ended_twice: self.tap.ended_twice(),
             last_error: self.last_error.clone(),
         }
     }

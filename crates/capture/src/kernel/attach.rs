@@ -113,7 +113,7 @@ pub(super) fn attach(
         let attached = loaded.attach(None)?;
         let mut tap = KernelTap::new(entries, loaded.maps, attached, loaded.why_not_data, None);
         tap.count_again();
-        tap.ends.accept_all(&tap.maps);
+        tap.ends.accept_all(&tap.maps, &tap.attached);
         return Ok(tap);
     };
 
@@ -187,7 +187,7 @@ fn install(
     let kept = &tap.maps.kept[0];
     kept.object.store(object_hash(), Ordering::SeqCst);
     kept.generation.store(generation, Ordering::SeqCst);
-    tap.ends.accept_all(&tap.maps);
+    tap.ends.accept_all(&tap.maps, &tap.attached);
     if let Some(old) = old.as_mut().filter(|_| same_history) {
         let was = &old.maps.kept[0];
         kept.numbered.store(was.numbered.load(Ordering::SeqCst), Ordering::SeqCst);

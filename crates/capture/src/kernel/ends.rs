@@ -18,12 +18,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::attach::Attached;
-use super::layout::{SLOT_FLAGS, SUSPECTS_MAX, VolumeEntry};
+use super::layout::{SLOT_DOUBTED, SLOT_FLAGS, SUSPECTS_MAX, VolumeEntry};
 use super::maps::{Maps, wait_for_programs};
 use super::{PROGRAM_RUN_MAX, sys};
 
 /// How often both counts are read in search of an instant at which nothing ends.
 const QUIET_TRIES: usize = 64;
+/// How often it is tried to find both counts and the slots of one instant, where what is unseen is accepted.
+const ACCEPT_TRIES: usize = 16;
 /// A disk whose counts have not moved for so long is idle: no end is between our count and the kernel's.
 const IDLE: Duration = Duration::from_millis(20);
 /// Fields of `stat`: sectors written, sectors discarded (Documentation/block/stat.rst).
@@ -33,8 +35,19 @@ const STAT_BYTES: usize = 1024;
 
 pub(super) struct Ends {
     volumes: Vec<Count>,
-    /// Places and values of slots found stale.
-    stale: Vec<(u32, u64)>,
+    /// Slots that are doubted.
+    stale: Vec<Stale>,
+    /// Sectors counted too many, as found on idle disks.
+    twice: u64,
+}
+
+/// A slot whose request does something else by now, or is free.
+struct Stale {
+    place: u32,
+    value: u64,
+    volume: usize,
+    /// Of its write, as far as they have ended.
+    sectors: u64,
 }
 
 struct Count {
@@ -59,19 +72,38 @@ impl Ends {
             let stat = File::open(format!("/sys/dev/block/{major}:{minor}/stat"));
             Count { stat: stat.ok(), last: None }
         };
-        Ends { volumes: volumes.iter().map(count).collect(), stale: Vec::new() }
+        Ends { volumes: volumes.iter().map(count).collect(), stale: Vec::new(), twice: 0 }
     }
 
-    /// What the kernel is ahead by now counts for nothing.
-    pub(super) fn accept(&mut self, maps: &Maps, volume: usize) {
-        if let Some(reading) = self.volumes[volume].read(maps, volume) {
-            maps.ledger[volume].base.store(reading.kernel.wrapping_sub(reading.ours), Ordering::SeqCst);
+    /// See [`crate::Tap::ended_twice`].
+    pub(super) fn twice(&self) -> u64 {
+        self.twice
+    }
+
+    /// What the kernel is ahead by now counts for nothing. Not what slots explain: that will be counted as ended yet, and
+    /// would then hide as much.
+    pub(super) fn accept(&mut self, maps: &Maps, attached: &Attached, volume: usize) {
+        let mut accepted = None;
+        for _ in 0..ACCEPT_TRIES {
+            let Some(before) = self.volumes[volume].read(maps, volume) else { return };
+            self.note_stale(maps, attached);
+            let Some(after) = self.volumes[volume].read(maps, volume) else { return };
+            let stale = self.stale.iter().filter(|stale| stale.volume == volume);
+            let explained: u64 = stale.map(|stale| stale.sectors).sum();
+            // Rather too low: then something that was seen counts as unseen, and is read again.
+            accepted = Some(before.kernel.wrapping_sub(before.ours).wrapping_sub(explained));
+            if (before.kernel, before.ours) == (after.kernel, after.ours) {
+                break;
+            }
+        }
+        if let Some(accepted) = accepted {
+            maps.ledger[volume].base.store(accepted, Ordering::SeqCst);
         }
     }
 
-    pub(super) fn accept_all(&mut self, maps: &Maps) {
+    pub(super) fn accept_all(&mut self, maps: &Maps, attached: &Attached) {
         for volume in 0..self.volumes.len() {
-            self.accept(maps, volume);
+            self.accept(maps, attached, volume);
         }
     }
 
@@ -87,6 +119,7 @@ impl Ends {
                 // Whatever ended twice for us must not hide what ends unseen later.
                 if unseen < 0 && reading.quiet && since.elapsed() >= IDLE {
                     base.store(ahead, Ordering::SeqCst);
+                    self.twice += unseen.unsigned_abs();
                 }
             }
             _ => count.last = Some((reading.kernel, reading.ours, Instant::now())),
@@ -104,17 +137,22 @@ impl Ends {
         let taken = maps.slots().enumerate().map(|(at, slot)| (at as u32, slot.load(Ordering::SeqCst)));
         let taken: Vec<(u32, u64)> = taken.filter(|(_, value)| value & !SLOT_FLAGS != 0).collect();
         self.stale = look(maps, attached, &taken, false);
+        for stale in &mut self.stale {
+            stale.value |= SLOT_DOUBTED;
+        }
     }
 
     pub(super) fn mend_stale(&mut self, maps: &Maps, attached: &Attached) {
         if self.stale.is_empty() {
             return;
         }
-        // An issue that was running when it was noted is not done with its slot before it ends.
+        // An issue that was running when its slot was doubted may have taken it over before; from now on it would end the
+        // doubt.
         if wait_for_programs().is_err() {
             std::thread::sleep(PROGRAM_RUN_MAX);
         }
-        look(maps, attached, &std::mem::take(&mut self.stale), true);
+        let doubted: Vec<(u32, u64)> = self.stale.drain(..).map(|stale| (stale.place, stale.value)).collect();
+        look(maps, attached, &doubted, true);
     }
 }
 
@@ -137,7 +175,7 @@ impl Count {
 }
 
 /// Which of the slots are stale; with `mend`, they have been marked and freed.
-fn look(maps: &Maps, attached: &Attached, slots: &[(u32, u64)], mend: bool) -> Vec<(u32, u64)> {
+fn look(maps: &Maps, attached: &Attached, slots: &[(u32, u64)], mend: bool) -> Vec<Stale> {
     let mut stale = Vec::new();
     for slots in slots.chunks(SUSPECTS_MAX) {
         for (suspect, (place, value)) in maps.suspects.iter().zip(slots) {
@@ -154,8 +192,13 @@ fn look(maps: &Maps, attached: &Attached, slots: &[(u32, u64)], mend: bool) -> V
             tracing::warn!(%error, "run a capture program to look for writes whose end was not seen");
             return Vec::new();
         }
-        let found = maps.suspects.iter().zip(slots);
-        stale.extend(found.filter(|(s, _)| s.stale.load(Ordering::SeqCst) != 0).map(|(_, slot)| *slot));
+        let found = maps.suspects.iter().zip(slots).filter(|(s, _)| s.stale.load(Ordering::SeqCst) != 0);
+        stale.extend(found.map(|(suspect, (place, value))| Stale {
+            place: *place,
+            value: *value,
+            volume: suspect.volume.load(Ordering::SeqCst) as usize,
+            sectors: suspect.sectors.load(Ordering::SeqCst),
+        }));
     }
     stale
 }

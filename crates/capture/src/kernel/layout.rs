@@ -7,7 +7,7 @@ use block::{ByteCount, Extent, Sector};
 use crate::tap::{Record, RecordKind, VolumeIndex};
 
 /// Grows when any of this changes, so that what another version has left pinned is not misread.
-pub(super) const LAYOUT: u64 = 4;
+pub(super) const LAYOUT: u64 = 5;
 /// Volumes of one group; more are refused.
 pub(super) const VOLUMES_MAX: usize = 64;
 /// CPUs of a machine; on one with more, capture is refused.
@@ -15,8 +15,9 @@ pub(super) const CPUS_MAX: usize = 8192;
 /// Buckets of requests in flight.
 pub(super) const BUCKETS: usize = 8192;
 pub(super) const SLOT_MISSED: u64 = 2;
+pub(super) const SLOT_DOUBTED: u64 = 8;
 /// The rest is the request's address.
-pub(super) const SLOT_FLAGS: u64 = 7;
+pub(super) const SLOT_FLAGS: u64 = 15;
 /// Slots that are looked at in one run of `on_suspects`; more take several.
 pub(super) const SUSPECTS_MAX: usize = 256;
 
@@ -86,9 +87,11 @@ pub(super) struct Suspect {
     pub(super) value: AtomicU64,
     pub(super) place: AtomicU32,
     pub(super) mend: AtomicU32,
-    pub(super) stale: AtomicU64,
+    pub(super) stale: AtomicU32,
+    pub(super) volume: AtomicU32,
+    pub(super) sectors: AtomicU64,
 }
-const _: () = assert!(size_of::<Suspect>() == 24);
+const _: () = assert!(size_of::<Suspect>() == 32);
 
 /// `struct ledger`, one a volume.
 #[repr(C)]

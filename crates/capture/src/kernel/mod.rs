@@ -194,7 +194,10 @@ impl KernelTap {
 
 /// A slot that is freed or claimed anew meanwhile is not the one that was meant.
 fn miss(slot: &AtomicU64, value: u64) {
-    let _ = slot.compare_exchange(value, value | layout::SLOT_MISSED, Ordering::SeqCst, Ordering::SeqCst);
+    let same = |now: u64| (now | layout::SLOT_DOUBTED) == value | layout::SLOT_DOUBTED;
+    let _ = slot.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| {
+        same(now).then_some(now | layout::SLOT_MISSED)
+    });
 }
 
 impl Tap for KernelTap {
@@ -365,7 +368,9 @@ impl Tap for KernelTap {
 
     fn grace_over(&mut self) -> bool {
         let maps = &self.maps;
-        self.waited_for.retain(|(at, value)| maps.slot(*at).load(Ordering::SeqCst) == *value);
+        let doubted = layout::SLOT_DOUBTED;
+        self.waited_for
+            .retain(|(at, value)| maps.slot(*at).load(Ordering::SeqCst) | doubted == *value | doubted);
         self.waited_for.is_empty()
     }
 
@@ -424,7 +429,7 @@ impl Tap for KernelTap {
     }
 
     fn accept_unseen(&mut self, volume: VolumeIndex) {
-        self.ends.accept(&self.maps, usize::from(volume.0));
+        self.ends.accept(&self.maps, &self.attached, usize::from(volume.0));
     }
 
     fn note_stale(&mut self) {
@@ -460,6 +465,10 @@ impl Tap for KernelTap {
                 + sum(|cpu| &cpu.missed_requeue),
             failed: sum(|cpu| &cpu.failed),
         }
+    }
+
+    fn ended_twice(&self) -> u64 {
+        self.ends.twice()
     }
 
     fn data_mode(&self) -> bool {

@@ -48,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) left_out: usize,
     /// Writes of which neither issue nor completion is seen.
     pub(crate) left_out_twice: usize,
+    /// Of those whose completion nobody sees, such as flush the disk's cache before their end.
+    pub(crate) flushes: usize,
     /// Only writes that have a slot are left out.
     pub(crate) every_slot: bool,
     /// The disks' counts cannot be compared with ours: a disk that never pauses.
@@ -68,6 +70,8 @@ pub(crate) struct Config {
     /// How often the agent is kept waiting in the middle of a call, and for how many ticks at most.
     pub(crate) preemption: usize,
     pub(crate) preempted_steps: usize,
+    /// Requests are used again at once, also while the agent looks at what they left behind.
+    pub(crate) hasty: bool,
     /// How often what happens meanwhile is what would hurt most: see [`World::trap`].
     pub(crate) traps: usize,
 }
@@ -144,6 +148,8 @@ pub(crate) struct Request {
     requeue_unseen: bool,
     /// No program sees anything of it.
     pub(crate) left_out: bool,
+    /// Its data has ended.
+    pub(crate) flushing: bool,
 }
 
 impl Request {
@@ -489,6 +495,7 @@ impl World {
             slow,
             requeue_unseen: false,
             left_out: false,
+            flushing: false,
         });
         Some(tag)
     }

@@ -34,7 +34,7 @@ use mutation::Mutation;
 /// Schedules that each run must pass.
 const SCHEDULES: u64 = 100_000;
 /// A mutation must be caught within so many.
-const SCHEDULES_PER_MUTATION_MAX: u64 = 100_000;
+const SCHEDULES_PER_MUTATION_MAX: u64 = 300_000;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

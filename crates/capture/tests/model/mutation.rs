@@ -86,6 +86,10 @@ pub(crate) enum Mutation {
     EndsUncompared,
     /// What wrote through a slot that is used again is not marked.
     StaleIgnored,
+    /// A slot that is used again while it is looked at counts as the one that was noted.
+    Undoubted,
+    /// A write whose data has ended unseen counts as in flight while the disk's cache is flushed for it.
+    FlushingInFlight,
     /// Resync: the replica answers before it has applied the epoch it was asked to.
     ComparedTooEarly,
     /// Resync: a granule that is different is trusted all the same.
@@ -96,6 +100,11 @@ pub(crate) enum Mutation {
 }
 
 impl Mutation {
+    /// Whether it takes requests that are used again at once to notice: then all schedules are such.
+    pub(crate) fn is_about_unseen_ends(self) -> bool {
+        matches!(self, Mutation::Undoubted | Mutation::FlushingInFlight)
+    }
+
     /// Every rule.
     pub(crate) const RULES: &[Mutation] = {
         use Mutation::*;
@@ -141,6 +150,8 @@ impl Mutation {
             MissedInFlightOffered,
             EndsUncompared,
             StaleIgnored,
+            Undoubted,
+            FlushingInFlight,
             ComparedTooEarly,
             DifferentTrusted,
         ]

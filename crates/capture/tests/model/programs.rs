@@ -19,6 +19,8 @@ pub(crate) struct Slot {
     pub(crate) volume: usize,
     pub(crate) ranges: Ranges,
     pub(crate) requeued: bool,
+    /// Found stale; not since it was used again.
+    pub(crate) doubted: bool,
     /// For [`Mutation::LeftAtIssue`].
     pub(crate) left: bool,
 }
@@ -32,15 +34,32 @@ impl Slot {
 
 pub(crate) type Place = (usize, usize);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 enum IssueAt {
     FindSlot,
+    /// What its request wrote before has ended unseen.
+    Reuse {
+        place: Place,
+        before: Slot,
+        step: u32,
+    },
     ReadPhase,
     ClaimSlot,
-    LookAtBits { range: usize, word: usize },
+    LookAtBits {
+        range: usize,
+        word: usize,
+    },
     Release,
-    Reserve { range: usize, done: u64 },
-    Submit { range: usize, done: u64, sectors: u64, start: u64 },
+    Reserve {
+        range: usize,
+        done: u64,
+    },
+    Submit {
+        range: usize,
+        done: u64,
+        sectors: u64,
+        start: u64,
+    },
     End,
 }
 
@@ -94,6 +113,8 @@ enum CompletionAt {
     },
     FreeSlot,
     Visible,
+    /// Its data has ended, and the disk's cache is being flushed.
+    Flush,
     /// For [`Mutation::CountedTooLate`].
     CountLate,
 }
@@ -146,7 +167,7 @@ impl World {
             self.processors[processor] =
                 Some(Issue { again: true, ..Issue::new(run.tag, run.lane, run.slow) });
         } else {
-            let captured = run.at == IssueAt::End && !run.failed;
+            let captured = matches!(run.at, IssueAt::End) && !run.failed;
             self.processors[processor] = None;
             self.take_off(run.tag, captured);
         }
@@ -170,18 +191,10 @@ impl World {
                         self.history.missed(write);
                         let slot = self.slot(place).as_mut().expect("found");
                         let before = *slot;
-                        (slot.write, slot.volume, slot.ranges, slot.requeued) =
-                            (write, volume, ranges, false);
+                        (slot.requeued, slot.doubted) = (false, false);
                         self.met.stale += u64::from(before.write != write);
-                        if !before.requeued {
-                            self.count_mended(before.volume, before.ranges.total());
-                        }
-                        if !self.is(Mutation::StaleIgnored) {
-                            self.mark_at_once(before.volume, before.ranges);
-                        }
-                        if kind == Kind::Passthrough {
-                            *self.slot(place) = None;
-                        }
+                        run.at = IssueAt::Reuse { place, before, step: 0 };
+                        return false;
                     }
                     return true;
                 }
@@ -190,6 +203,25 @@ impl World {
                 }
                 run.trusted = trusted && !(is_ranges && self.is(Mutation::DiscardIgnored));
                 run.at = if look_first && run.trusted { look } else { IssueAt::ReadPhase };
+            }
+            IssueAt::Reuse { place, before, step } => {
+                match step {
+                    0 if self.is(Mutation::StaleIgnored) => {}
+                    // Before it is counted: what is counted is taken for dirty.
+                    0 => self.mark_at_once(before.volume, before.ranges),
+                    1 if before.requeued => {}
+                    1 => self.count_mended(before.volume, before.ranges.total()),
+                    _ => {
+                        if let Some(slot) = self.slot(place) {
+                            (slot.write, slot.volume, slot.ranges) = (write, volume, ranges);
+                        }
+                        if kind == Kind::Passthrough {
+                            *self.slot(place) = None;
+                        }
+                        return true;
+                    }
+                }
+                run.at = IssueAt::Reuse { place, before, step: step + 1 };
             }
             IssueAt::ReadPhase => {
                 run.phase = self.phase;
@@ -202,8 +234,17 @@ impl World {
                     return true;
                 };
                 let (tag, phase, missed) = (run.tag, run.phase, !run.trusted);
-                self.buckets[bucket][free] =
-                    Some(Slot { tag, phase, missed, write, volume, ranges, requeued: false, left: false });
+                self.buckets[bucket][free] = Some(Slot {
+                    tag,
+                    phase,
+                    missed,
+                    write,
+                    volume,
+                    ranges,
+                    requeued: false,
+                    doubted: false,
+                    left: false,
+                });
                 if missed {
                     self.met.missed_copy += 1;
                     return true;
@@ -286,7 +327,7 @@ impl World {
                 } else {
                     IssueAt::End
                 };
-                if run.at == IssueAt::End {
+                if matches!(run.at, IssueAt::End) {
                     self.history.captured(write);
                 }
             }
@@ -331,25 +372,45 @@ impl World {
     pub(crate) fn is_stale(&self, slot: &Slot) -> bool {
         let same = |request: &crate::kernel::Request| {
             let first = |ranges: &Ranges| ranges.as_slice()[0].0;
-            request.volume == slot.volume && first(&request.ranges) == first(&slot.ranges)
+            let flushing = request.flushing && !self.is(Mutation::FlushingInFlight);
+            request.volume == slot.volume && first(&request.ranges) == first(&slot.ranges) && !flushing
         };
-        // That its issue runs just now, for the second time since the slot was noted, is not modelled.
-        let runs = self.processors.iter().flatten().any(|run| run.tag == slot.tag);
-        !runs && !self.requests[slot.tag].as_ref().is_some_and(same)
+        !self.requests[slot.tag].as_ref().is_some_and(same)
     }
 
-    /// Marks what a stale slot's write wrote, and frees it.
-    pub(crate) fn mend(&mut self, place: Place) {
-        if let Some(slot) = self.slot(place).take() {
-            self.mark_at_once(slot.volume, slot.ranges);
-            let part = self.requests[slot.tag].as_ref().and_then(|request| {
-                let (now, (sector, sectors)) = (request.ranges.as_slice()[0].0, slot.ranges.as_slice()[0]);
-                let moved = now.checked_sub(sector)?;
-                (slot.ranges.as_slice().len() == 1 && moved > 0 && moved < sectors).then_some(moved)
-            });
-            self.count_mended(slot.volume, part.unwrap_or(slot.ranges.total()));
-            self.met.mended += 1;
+    /// `on_suspects` of one slot, as it was noted: if it is stale still, frees it and marks what its write wrote.
+    pub(crate) fn mend(&mut self, place: Place, noted: &Slot) {
+        let undoubted = self.is(Mutation::Undoubted);
+        let same = |slot: &Slot| slot.looks_like(noted) && (slot.doubted || undoubted);
+        let Some(slot) = self.slot(place).filter(same) else { return };
+        if !self.is_stale(&slot) {
+            if let Some(slot) = self.slot(place) {
+                slot.doubted = false;
+            }
+            return;
         }
+        let ended = self.part_ended(&slot);
+        self.preempt();
+        self.use_again(slot.tag);
+        if !self.slot(place).is_some_and(|slot| same(&slot)) {
+            return;
+        }
+        *self.slot(place) = None;
+        self.preempt();
+        self.mark_at_once(slot.volume, slot.ranges);
+        self.preempt();
+        self.count_mended(slot.volume, ended);
+        self.met.mended += 1;
+    }
+
+    /// How many sectors of a stale slot's write have ended.
+    pub(crate) fn part_ended(&self, slot: &Slot) -> u64 {
+        let part = self.requests[slot.tag].as_ref().and_then(|request| {
+            let (now, (sector, sectors)) = (request.ranges.as_slice()[0].0, slot.ranges.as_slice()[0]);
+            let moved = now.checked_sub(sector)?;
+            (slot.ranges.as_slice().len() == 1 && moved > 0 && moved < sectors).then_some(moved)
+        });
+        part.unwrap_or(slot.ranges.total())
     }
 
     /// Places in flight and what is there.
@@ -533,6 +594,14 @@ impl World {
                     self.requests[run.tag].as_ref().is_some_and(|request| request.kind == Kind::Passthrough);
                 if unseen && !passthrough {
                     self.volumes[run.volume].ended_kernel += run.done;
+                    if run.whole
+                        && self.rng.percent(self.config.flushes)
+                        && let Some(request) = &mut self.requests[run.tag]
+                    {
+                        request.flushing = true;
+                        (run.slow, run.at) = (true, CompletionAt::Flush);
+                        return false;
+                    }
                 }
                 if !run.seen {
                     self.seen(run.tag, run.done);
@@ -542,6 +611,20 @@ impl World {
                     return true;
                 }
                 run.at = CompletionAt::CountLate;
+            }
+            CompletionAt::Flush => {
+                // The end of the flush is an event of its own, which may be seen.
+                if let Some(place) = self.slot_of(run.tag)
+                    && self.complete_attached
+                    && self.rng.percent(50)
+                    && let Some(slot) = self.slot(place).take()
+                {
+                    self.mark_at_once(slot.volume, slot.ranges);
+                    self.count_mended(slot.volume, slot.ranges.total());
+                }
+                self.seen(run.tag, run.done);
+                self.released(run.tag, run.error, run.done);
+                return true;
             }
             CompletionAt::CountLate => {
                 self.marked += run.uncounted;

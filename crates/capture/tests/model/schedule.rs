@@ -45,7 +45,7 @@ fn pace(rng: &mut Rng) -> Pace {
     }
 }
 
-fn config(rng: &mut Rng) -> Config {
+fn config(rng: &mut Rng, mutation: Option<Mutation>) -> Config {
     // Most schedules meet one or two troubles, so that there is quiet between them; some meet all.
     let mut troubles = [0; 10];
     if rng.percent(10) {
@@ -72,7 +72,9 @@ fn config(rng: &mut Rng) -> Config {
     let (mut left_out, mut left_out_twice) = (0, 0);
     let mut every_slot = false;
     let mut unquiet = false;
-    match rng.below(20) {
+    let mut hasty = false;
+    let aimed = mutation.is_some_and(Mutation::is_about_unseen_ends);
+    match if aimed { 6 } else { rng.below(20) } {
         0..3 => {
             (left_out, left_out_twice) = *rng.pick(&[(15, 0), (0, 3), (3, 3), (3, 1)]);
             (handled_twice, requeues, skipped_issues) = (0, 0, 0);
@@ -82,6 +84,11 @@ fn config(rng: &mut Rng) -> Config {
             (skipped_issues, failures) = (0, 0);
             every_slot = true;
             unquiet = rng.percent(50);
+        }
+        6 | 7 => {
+            (left_out, left_out_twice) = *rng.pick(&[(15, 0), (50, 0), (15, 3), (50, 3)]);
+            (handled_twice, requeues, skipped_issues, failures) = (0, 0, 0, 0);
+            (every_slot, hasty) = (left_out_twice == 0, true);
         }
         _ => {}
     }
@@ -99,11 +106,11 @@ fn config(rng: &mut Rng) -> Config {
         volumes,
         dense: rng.percent(15),
         processors: rng.between(1, 4),
-        tags: *rng.pick(&[1, 3, 5, 8, 12]),
+        tags: if hasty { *rng.pick(&[1, 2, 3]) } else { *rng.pick(&[1, 3, 5, 8, 12]) },
         hot: rng.percent(30),
-        eager: *rng.pick(&[100, 40, 15, 5]),
+        eager: if hasty { 100 } else { *rng.pick(&[100, 40, 15, 5]) },
         buckets: rng.between(1, 2),
-        slots: if every_slot { 12 } else { *rng.pick(&[1, 2, 8, 8, 8, 8, 8, 8]) },
+        slots: if every_slot || hasty { 12 } else { *rng.pick(&[1, 2, 8, 8, 8, 8, 8, 8]) },
         ring_bytes: *rng.pick(&[1 << 13, 1 << 14, 1 << 15, 1 << 17, 1 << 17, 1 << 17, 1 << 17]),
         data_mode: rng.percent(97),
         failures,
@@ -114,6 +121,7 @@ fn config(rng: &mut Rng) -> Config {
         handled_twice,
         left_out,
         left_out_twice,
+        flushes: if rng.percent(50) { 50 } else { 0 },
         every_slot,
         unquiet,
         passthrough,
@@ -128,6 +136,7 @@ fn config(rng: &mut Rng) -> Config {
         stalls,
         preemption,
         preempted_steps,
+        hasty,
         traps: *rng.pick(&[0, 0, 0, 1]),
     }
 }
@@ -496,7 +505,7 @@ fn value_of(bytes: &[u8], sector: usize) -> Value {
 /// `folds` are kept from schedule to schedule, because a new one fills a megabyte with zeroes.
 pub(crate) fn run(seed: u64, mutation: Option<Mutation>, folds: &mut Vec<Fold>) -> Result<Met, String> {
     let mut rng = Rng::new(seed);
-    let (config, pace) = (config(&mut rng), pace(&mut rng));
+    let (config, pace) = (config(&mut rng, mutation), pace(&mut rng));
     let read = GRANULE_BYTES * rng.between(1, 2) as u64;
     let lanes = ByteCount(*rng.pick(&[1024, 4096, 1 << 20]));
     let limits = TrackerLimits {

@@ -447,13 +447,25 @@ impl Tap for SimTap {
             return;
         }
         world.met.unexplained += 1;
+        let index = usize::from(volume.0);
+        let slots = world.slots().filter(|(_, slot)| slot.volume == index && world.is_stale(slot));
+        let explained = slots.map(|(_, slot)| world.part_ended(&slot)).sum();
         let volume = world.volume_mut(volume);
-        volume.ended_base = volume.ended_kernel.wrapping_sub(volume.ended);
+        volume.ended_base = volume.ended_kernel.wrapping_sub(volume.ended).wrapping_sub(explained);
     }
 
     fn note_stale(&mut self) {
-        let world = self.shared.enter();
-        self.stale = world.slots().filter(|(_, slot)| world.is_stale(slot)).collect();
+        let mut world = self.shared.enter();
+        let slots: Vec<_> = world.slots().collect();
+        for (place, slot) in slots {
+            if world.is_stale(&slot) {
+                world.preempt();
+                if let Some(now) = world.slot(place).as_mut().filter(|now| now.looks_like(&slot)) {
+                    now.doubted = true;
+                    self.stale.push((place, slot));
+                }
+            }
+        }
     }
 
     fn mend_stale(&mut self) {
@@ -462,12 +474,8 @@ impl Tap for SimTap {
         }
         for (place, was) in std::mem::take(&mut self.stale) {
             let mut world = self.shared.enter();
-            let same = world.slot(place).filter(|slot| slot.looks_like(&was));
-            if !world.dead
-                && let Some(slot) = same
-                && world.is_stale(&slot)
-            {
-                world.mend(place);
+            if !world.dead {
+                world.mend(place, &was);
             }
         }
     }

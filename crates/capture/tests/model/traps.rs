@@ -38,6 +38,20 @@ impl World {
         }
     }
 
+    /// A request that the agent looks at is used for another write, which ends as well.
+    pub(crate) fn use_again(&mut self, tag: usize) {
+        if !self.config.hasty || !self.writing || self.rng.percent(30) {
+            return;
+        }
+        if self.flying.contains(&tag) {
+            self.land_write(tag, true);
+        }
+        if self.run_write(None, 100) == Some(tag) {
+            let completes = self.rng.percent(80);
+            self.land_write(tag, completes);
+        }
+    }
+
     /// A new write, whose issue program runs for so many steps. Its request, if that took it into flight.
     fn run_write(&mut self, aim: Option<(usize, u64)>, steps: usize) -> Option<usize> {
         let processor = self.processors.iter().position(Option::is_none)?;
