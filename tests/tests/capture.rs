@@ -195,7 +195,17 @@ fn every_point(
 
 /// Bursts of writes with rests between them, so that points are possible even if nothing but granules is followed.
 fn bursts(lanes: &[Lane], rounds: usize, burst: Duration, rest: Duration) -> anyhow::Result<Vec<u64>> {
-    let mut counts = Vec::new();
+    bursts_after(Vec::new(), lanes, rounds, burst, rest)
+}
+
+/// As [`bursts`], after so many records of each lane.
+fn bursts_after(
+    mut counts: Vec<u64>,
+    lanes: &[Lane],
+    rounds: usize,
+    burst: Duration,
+    rest: Duration,
+) -> anyhow::Result<Vec<u64>> {
     for _ in 0..rounds {
         let writers = Writers::go_on(lanes, 0, &counts)?;
         std::thread::sleep(burst);
@@ -310,7 +320,7 @@ fn programs_taken_away(taken: &[&str]) -> anyhow::Result<Followed> {
     };
     let follower = Follower::start(&[disk.device()], options)?;
     let followed = (|| -> anyhow::Result<Followed> {
-        bursts(&lanes, 1, Duration::from_millis(200), Duration::from_millis(100))?;
+        let counts = bursts(&lanes, 1, Duration::from_millis(200), Duration::from_millis(100))?;
         follower.wait_for_points(1)?;
         for installation in std::fs::read_dir(folder.join(group.to_string()))? {
             let installation = installation?.path();
@@ -318,7 +328,8 @@ fn programs_taken_away(taken: &[&str]) -> anyhow::Result<Followed> {
                 std::fs::remove_file(installation.join(format!("link_{name}")))?;
             }
         }
-        let counts = bursts(&lanes, 4, Duration::from_millis(200), Duration::from_millis(300))?;
+        let (burst, rest) = (Duration::from_millis(200), Duration::from_millis(300));
+        let counts = bursts_after(counts, &lanes, 4, burst, rest)?;
         let followed = follower.finish()?;
         every_point(&followed, &lanes, &[&disk], &counts, dir.path())?;
         Ok(followed)
