@@ -14,6 +14,7 @@ use crate::fleet::login::{LoginOptions, LogoutOptions};
 use crate::fleet::machine::MachineOptions;
 use crate::fleet::protect::{ProtectOptions, UnprotectOptions};
 use crate::fleet::token::TokenOptions;
+use crate::server::ServerOptions;
 
 /// Replicates running Linux machines, block by block, to another site, and brings them back there.
 #[derive(Debug, Parser)]
@@ -21,7 +22,7 @@ use crate::fleet::token::TokenOptions;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// What to log to standard error, as in `info` or `warn,wire=debug` [default: warn; of `run`: info]
+    /// What to log to standard error, as in `info` or `warn,wire=debug` [default: warn; of `run` and `server`: info; of `demo`: error]
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
     /// How log lines look
@@ -33,7 +34,13 @@ impl Cli {
     pub(crate) fn log_filter(&self) -> String {
         let given = self.log.clone().or_else(|| std::env::var("SEAWALL_LOG").ok());
         given.unwrap_or_else(|| {
-            if matches!(self.command, Command::Run(_)) { "info" } else { "warn" }.to_owned()
+            let filter = match self.command {
+                Command::Run(_) | Command::Server(_) => "info",
+                // It tells its own story.
+                Command::Demo(_) => "error",
+                _ => "warn",
+            };
+            filter.to_owned()
         })
     }
 }
@@ -62,6 +69,8 @@ pub(crate) enum Command {
     Init(InitOptions),
     /// Run one part, or all of them in one process
     Run(RunOptions),
+    /// Run a small site: config server, process server and target server in one process
+    Server(ServerOptions),
     /// Show how replication is: positions, lag, capture, and what to do where something is wrong
     Status(StatusOptions),
     /// List the recovery points
@@ -146,6 +155,7 @@ impl Command {
             Command::Demo(options) => options.json,
             Command::Init(_)
             | Command::Run(_)
+            | Command::Server(_)
             | Command::FilesInside { .. }
             | Command::Boot(_)
             | Command::Api(_)
@@ -811,6 +821,8 @@ pub(crate) enum BootAccelerator {
 #[command(after_help = "Examples:
   seawall demo
   seawall demo --seconds 60 --json | tail -1 | jq .verified
+  To look at the console afterwards; ends with Ctrl-C:
+    seawall demo --hold
 
 As root it makes a disk with a filesystem and captures it with eBPF; otherwise it protects an image file by scanning.
 Exit status 0 only if everything was proven.")]
@@ -824,6 +836,9 @@ pub(crate) struct DemoOptions {
     /// How changes are found
     #[arg(long, value_enum, default_value_t)]
     pub(crate) source: DemoSource,
+    /// At the end, keep the site with its console up until Ctrl-C or SIGTERM
+    #[arg(long)]
+    pub(crate) hold: bool,
 }
 
 /// How the demo's agent finds changes.

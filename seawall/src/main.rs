@@ -18,6 +18,7 @@ mod points;
 mod restore;
 mod run;
 mod scrub;
+mod server;
 mod status;
 mod text;
 mod verify;
@@ -62,6 +63,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             Command::Init(options) => init::run(&options)?,
             Command::Run(options) => run::run(&options).await?,
+            Command::Server(options) => server::run(&options).await?,
             Command::Status(options) => return status::run(&options).await,
             Command::Points(options) => points::run(&options).await?,
             Command::Point(options) => match &options.command {

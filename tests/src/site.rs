@@ -17,7 +17,7 @@ pub const PASSWORD: &str = "correct horse battery";
 
 /// A program that runs, killed when dropped.
 #[derive(Debug)]
-pub struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

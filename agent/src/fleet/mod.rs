@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use control::StateCode;
 use control::fleet::{CheckIn, Desired, DesiredAgent, DiskInfo, PartReport, Policy, Protection, Task};
 use control::metrics::{Values, of_agent};
+use control::{AgentReport, StateCode};
 use enrol::{Charge, ConfigServerSection, Member, TaskDone};
 use parking_lot::Mutex;
 use toml::{Table, Value};
@@ -181,6 +181,11 @@ impl FleetAgent {
         let acting = tokio::spawn(act(member, post.clone()));
         let looking = tokio::spawn(look_for_disks(post.clone()));
         Ok(FleetAgent { post, tasks: vec![reporting, acting, looking] })
+    }
+
+    /// How it is; `None` while it protects nothing.
+    pub fn report(&self) -> Option<AgentReport> {
+        self.post.running.lock().agent.as_ref().map(Agent::report)
     }
 
     /// Its figures, for Prometheus.

@@ -152,7 +152,7 @@ fn token_name() -> anyhow::Result<Name> {
 }
 
 /// From the terminal, without showing it, or from standard input.
-async fn ask_password(user: &Name) -> anyhow::Result<String> {
+pub(crate) async fn ask_password(user: &Name) -> anyhow::Result<String> {
     let silent = match std::io::stdin().is_terminal() {
         true => {
             eprint!("Password of {user}: ");
@@ -170,14 +170,14 @@ async fn ask_password(user: &Name) -> anyhow::Result<String> {
     });
     let line = tokio::select! {
         line = line => line.context("read the password")?.context("read the password")?,
-        _ = tokio::signal::ctrl_c() => bail!("log in: interrupted"),
+        _ = tokio::signal::ctrl_c() => bail!("ask for a password: interrupted"),
     };
     if silent.is_some() {
         eprintln!();
     }
     let password = line.trim_end_matches(['\n', '\r']);
     if password.is_empty() {
-        bail!("log in: no password was given; type it, or give it as the first line of standard input");
+        bail!("ask for a password: none was given; type it, or give it as the first line of standard input");
     }
     Ok(password.to_owned())
 }
