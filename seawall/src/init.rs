@@ -3,6 +3,7 @@
 //! Everything is made in DIR.partial, made durable, and given its name last: an init that is cut short leaves no
 //! directory that looks whole, and what it left is named and never touched by the next one.
 
+use clap::Args;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -17,9 +18,32 @@ use enrol::ServerUrl;
 use seawall_agent::DeviceName;
 use wire::{Authority, Identity, Role};
 
-use crate::cli::InitOptions;
 use crate::config::{OperatorConfig, OperatorSection};
 use crate::text;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  Everything on this machine, protecting one disk:
+    seawall init /etc/seawall --device /dev/vdb
+  Two disks of one machine, which always share one instant, with the servers elsewhere:
+    seawall init /etc/seawall --device /dev/vdb --device /dev/vdc \\
+        --process-server cache.example:7440 --target-server dr.example:7441")]
+pub(crate) struct InitOptions {
+    /// Directory to make; it must not exist, or be empty
+    pub(crate) dir: PathBuf,
+    /// Disk to protect, as the source names it: a path, or serial:..., wwn:..., ptuuid:..., fsuuid:...; once for each
+    #[arg(long = "device", value_name = "PATH", required = true)]
+    pub(crate) devices: Vec<PathBuf>,
+    /// Name of the protected machine
+    #[arg(long, default_value = "source")]
+    pub(crate) name: String,
+    /// Where the agent and the operator reach the process server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7440")]
+    pub(crate) process_server: String,
+    /// Where the process server and the operator reach the target server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7441")]
+    pub(crate) target_server: String,
+}
 
 /// The parts, and what their directories and files are called.
 const PARTS: [(Role, &str); 4] = [
@@ -434,7 +458,7 @@ mod tests {
             seawall_target_server::Config::load(&dir.join("target-server/target-server.toml")).unwrap();
         assert_eq!(target.groups[0].id, agent.agent.group);
         seawall_target_server::TargetServer::check(&target).unwrap();
-        let place = crate::cli::Place { dir: Some(dir) };
+        let place = crate::config::Place { dir: Some(dir) };
         let operator = OperatorConfig::load(&place).unwrap();
         assert_eq!(operator.operator.target_server, "[2001:db8::1]:7441");
     }

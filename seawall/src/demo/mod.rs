@@ -9,6 +9,7 @@ mod parts;
 mod proof;
 mod source;
 
+use clap::{Args, ValueEnum};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,11 +22,49 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{DemoOptions, DemoSource, Place, RestoreFormat, RestoreOptions};
+use crate::config::Place;
+use crate::restore::{RestoreFormat, RestoreOptions};
 use crate::server::Site;
 use crate::{restore, text};
 use parts::Parts;
 use source::{Scenario, Source};
+
+/// What the demo is asked to do.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  seawall demo
+  seawall demo --seconds 60 --json | tail -1 | jq .verified
+  To look at the console afterwards; ends with Ctrl-C:
+    seawall demo --hold
+
+As root it makes a disk with a filesystem and captures it with eBPF; otherwise it protects an image file by scanning.
+Exit status 0 only if everything was proven.")]
+pub(crate) struct DemoOptions {
+    /// How long the writer writes
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: u64,
+    /// One JSON object as the last line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How changes are found
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) source: DemoSource,
+    /// At the end, keep the site with its console up until Ctrl-C or SIGTERM
+    #[arg(long)]
+    pub(crate) hold: bool,
+}
+
+/// How the demo's agent finds changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoSource {
+    /// eBPF when allowed, else scan
+    #[default]
+    Auto,
+    /// eBPF, or fail
+    Ebpf,
+    /// Checksums, without privileges
+    Scan,
+}
 
 /// How often the recovery point objective is sampled.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);

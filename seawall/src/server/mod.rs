@@ -10,7 +10,9 @@ use clap::Args;
 use control::fleet::Name;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::exit::Exit;
 use crate::fleet::login::ask_password;
+use crate::fleet::server::ServerCommand;
 use crate::init::Endpoint;
 use crate::text;
 pub(crate) use site::{NewSite, Site, SiteDir};
@@ -21,7 +23,10 @@ const TARGET_SERVER_PORT: u16 = 7441;
 const ADMINISTRATOR: &str = "admin";
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:
   One command for a small site; the first start makes everything, later ones go on:
     seawall server /srv/seawall --name dr.example
   Without a person, with a password from a file:
@@ -30,11 +35,24 @@ const ADMINISTRATOR: &str = "admin";
     seawall server /srv/seawall --listen 127.0.0.1:7443
 
 Everything is below DIR: the authority, the state, the cache and the replicas. `--dir DIR` gives it to the commands that speak to the
-target server, as `seawall restore`. Ends in order on SIGINT and SIGTERM.")]
+target server, as `seawall restore`. Ends in order on SIGINT and SIGTERM.
+
+  Process and target servers of the fleet, also those elsewhere:
+    seawall server list --watch
+    seawall server remove dr2 --yes"
+)]
 pub(crate) struct ServerOptions {
+    #[command(subcommand)]
+    command: Option<ServerCommand>,
+    #[command(flatten)]
+    site: SiteOptions,
+}
+
+#[derive(Debug, Args)]
+struct SiteOptions {
     /// Directory of the site; made at the first start
-    #[arg(value_name = "DIR")]
-    dir: PathBuf,
+    #[arg(value_name = "DIR", required = true)]
+    dir: Option<PathBuf>,
     /// Name or address by which other machines reach this one [default: its host name]
     #[arg(long, value_name = "HOST")]
     name: Option<String>,
@@ -55,12 +73,31 @@ pub(crate) struct ServerOptions {
     password_file: Option<PathBuf>,
 }
 
-pub(crate) async fn run(options: &ServerOptions) -> anyhow::Result<()> {
+impl ServerOptions {
+    /// Whether this process is to be the servers.
+    pub(crate) fn serves(&self) -> bool {
+        self.command.is_none()
+    }
+
+    pub(crate) fn json(&self) -> bool {
+        self.command.as_ref().is_some_and(ServerCommand::json)
+    }
+}
+
+pub(crate) async fn run(options: &ServerOptions) -> anyhow::Result<Exit> {
+    match &options.command {
+        Some(command) => crate::fleet::server::run(command).await,
+        None => serve(&options.site).await.map(|()| Exit::Done),
+    }
+}
+
+async fn serve(options: &SiteOptions) -> anyhow::Result<()> {
+    let dir = options.dir.as_deref().context("run a site: say its directory")?;
     // Before anything else, so that a signal during a long start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
     let work = async {
-        let dir = SiteDir::open(&options.dir)?;
+        let dir = SiteDir::open(dir)?;
         match dir.is_made() {
             true => agree(options, &dir)?,
             false => make(options, &dir).await?,
@@ -83,7 +120,7 @@ pub(crate) async fn run(options: &ServerOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn make(options: &ServerOptions, dir: &SiteDir) -> anyhow::Result<()> {
+async fn make(options: &SiteOptions, dir: &SiteDir) -> anyhow::Result<()> {
     let listen = options.listen.clone().unwrap_or_else(|| LISTEN.to_owned());
     let endpoint = Endpoint::parse("--listen", &listen)?;
     let name = match &options.name {
@@ -120,7 +157,7 @@ async fn make(options: &ServerOptions, dir: &SiteDir) -> anyhow::Result<()> {
 }
 
 /// What is said at a later start must be what was said at the first one: it is kept in the site's files.
-fn agree(options: &ServerOptions, dir: &SiteDir) -> anyhow::Result<()> {
+fn agree(options: &SiteOptions, dir: &SiteDir) -> anyhow::Result<()> {
     let config = dir.config()?;
     let path = dir.path().display();
     let made = config.names.first().map_or("", String::as_str);
