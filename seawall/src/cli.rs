@@ -12,6 +12,7 @@ use crate::fleet::alert::AlertOptions;
 use crate::fleet::api::ApiOptions;
 use crate::fleet::api_token::ApiTokenOptions;
 use crate::fleet::approval::ApprovalOptions;
+use crate::fleet::discover::DiscoverOptions;
 use crate::fleet::events::EventsOptions;
 use crate::fleet::group::GroupOptions;
 use crate::fleet::job::JobOptions;
@@ -130,6 +131,8 @@ pub(crate) enum Command {
     Token(TokenOptions),
     /// The machines of the fleet
     Machine(MachineOptions),
+    /// What could be protected: disks of the fleet's machines, and guests of hosts
+    Discover(DiscoverOptions),
     /// Protect disks of a machine of the fleet
     Protect(ProtectOptions),
     /// End the protection of a machine of the fleet; its recovery points stay
@@ -190,6 +193,7 @@ impl Command {
             Command::Unprotect(options) => options.json(),
             Command::Job(options) => options.json(),
             Command::Events(options) => options.json,
+            Command::Discover(options) => options.json(),
             Command::Server(options) => options.json(),
             Command::Group(options) => options.json(),
             Command::Policy(options) => options.json(),

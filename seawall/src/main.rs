@@ -101,6 +101,7 @@ fn start(cli: Cli) -> anyhow::Result<Exit> {
             Command::Machine(options) => return fleet::machine::run(&options).await,
             Command::Protect(options) => return fleet::protect::protect(&options).await,
             Command::Unprotect(options) => return fleet::protect::unprotect(&options).await,
+            Command::Discover(options) => return fleet::discover::run(&options).await,
             Command::Group(options) => return fleet::group::run(&options).await,
             Command::Policy(options) => return fleet::policy::run(&options).await,
             Command::Overview(options) => return fleet::look::overview(&options).await,

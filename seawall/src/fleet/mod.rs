@@ -5,6 +5,7 @@ pub(crate) mod api;
 pub(crate) mod api_token;
 pub(crate) mod approval;
 pub(crate) mod change;
+pub(crate) mod discover;
 pub(crate) mod events;
 pub(crate) mod group;
 pub(crate) mod job;
