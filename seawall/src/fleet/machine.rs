@@ -27,6 +27,8 @@ enum MachineCommand {
     /// All of them, and how each is
     #[command(after_help = "Example:\n  seawall machine list --json")]
     List(Watched),
+    /// Bring one into the fleet over SSH, or its agent's program up to date
+    Push(super::push::PushOptions),
     /// Take one that is not protected out of the fleet, and revoke its certificates
     #[command(after_help = "Example:\n  seawall machine remove web --yes")]
     Remove {
@@ -52,6 +54,7 @@ impl MachineOptions {
         match &self.command {
             MachineCommand::List(watched) | MachineCommand::Show { watched, .. } => watched.common.json,
             MachineCommand::Remove { common, .. } => common.json,
+            MachineCommand::Push(options) => options.common.json,
         }
     }
 }
@@ -87,6 +90,7 @@ pub(crate) async fn run(options: &MachineOptions) -> anyhow::Result<Exit> {
             };
             watched.show(look, |shown| render_one(&shown.machine, shown.group.as_ref())).await
         }
+        MachineCommand::Push(options) => super::push::run(options).await,
         MachineCommand::Remove { machine, certain, common } => {
             let fleet = Fleet::open(&common.place)?;
             let machine = fleet.machine(machine).await?;
@@ -100,7 +104,7 @@ pub(crate) async fn run(options: &MachineOptions) -> anyhow::Result<Exit> {
 
 fn render(machines: &[MachineInfo]) -> String {
     if machines.is_empty() {
-        return "No machine has enrolled; `seawall token create` says how.\n".to_owned();
+        return "No machine has enrolled; `seawall machine push USER@HOST` or `seawall token create` brings one.\n".to_owned();
     }
     let mut table =
         text::table(&["Machine", "Protected", "State", "Last report", "Version", "What to do"], &[]);

@@ -14,6 +14,7 @@ pub(crate) mod look;
 pub(crate) mod machine;
 pub(crate) mod policy;
 pub(crate) mod protect;
+pub(crate) mod push;
 pub(crate) mod server;
 pub(crate) mod setting;
 pub(crate) mod token;

@@ -205,7 +205,7 @@ fn welcome(site: &Site, administrator: Option<&Name>) -> String {
          Fingerprint:  {fingerprint}\n\
          Log in:       seawall login --server {url} --user {user} --fingerprint {fingerprint}\n\
          Then, for each machine:\n\
-        \x20 seawall token create                  # prints what to type on the machine\n\
+        \x20 seawall machine push root@MACHINE     # by ssh; or, to type it there: seawall token create\n\
         \x20 seawall protect MACHINE DISK --watch\n",
         fingerprint = site.fingerprint()
     )
