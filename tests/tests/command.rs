@@ -17,7 +17,12 @@ fn offered(script: &std::path::Path, words: &[&str]) -> Vec<String> {
     );
     let output = Command::new("bash").args(["--norc", "-c", &complete]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
