@@ -37,7 +37,7 @@ const TABLES: [(&str, &str); 22] = [
     (
         "parts",
         "id role name live_name group_id n:enrolled n:removed address sealing_key version n:seen n:silent n:clock_ahead \
-         n:certificate_expires state trouble digest report disks n:bytes_total n:bytes_free",
+         n:certificate_expires state trouble digest report disks n:bytes_total n:bytes_free guests",
     ),
     ("certificates", "serial part_id n:expires n:revoked"),
     ("policies", "id name policy n:changed"),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::fleet::{
-    CheckIn, CheckInReply, DISKS_MAX, EventKind, POINT_LISTS_MAX, POINTS_SHOWN_MAX, PartReport, PartRole,
-    ProblemCode, TASKS_MAX, TaskState, UnixMillis,
+    CheckIn, CheckInReply, DISKS_MAX, EventKind, GUEST_DISKS_MAX, GUESTS_MAX, POINT_LISTS_MAX,
+    POINTS_SHOWN_MAX, PartReport, PartRole, ProblemCode, TASKS_MAX, TaskState, UnixMillis,
 };
 use parking_lot::Mutex;
 use sqlx::Row;
@@ -131,6 +131,13 @@ fn sensible(role: PartRole, said: &CheckIn) -> Answer<()> {
     }
     if said.disks.as_ref().is_some_and(|disks| disks.len() > DISKS_MAX) {
         return Err(invalid(format!("More than {DISKS_MAX} disks were reported")));
+    }
+    if let Some(guests) = &said.guests
+        && (guests.len() > GUESTS_MAX || guests.iter().any(|guest| guest.disks.len() > GUEST_DISKS_MAX))
+    {
+        return Err(invalid(format!(
+            "More than {GUESTS_MAX} guests, or more than {GUEST_DISKS_MAX} disks of one, were reported"
+        )));
     }
     if !said.points.is_empty() && role != PartRole::TargetServer {
         return Err(invalid(format!("A {role} told recovery points; only targets have them")));
@@ -282,6 +289,15 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, was: Option<&(String, bool, 
     .bind(&arrived.part)
     .execute(&mut **act)
     .await?;
+    if let Some(guests) = &said.guests {
+        let json =
+            serde_json::to_string(guests).map_err(|error| internal("keep a machine's guests", error))?;
+        sqlx::query("UPDATE parts SET guests = $1 WHERE id = $2 AND guests <> $1")
+            .bind(json.replace("\\u0000", "?"))
+            .bind(&arrived.part)
+            .execute(&mut **act)
+            .await?;
+    }
     if let Some(disks) = &said.disks {
         let json = serde_json::to_string(disks).map_err(|error| internal("keep a machine's disks", error))?;
         sqlx::query("UPDATE parts SET disks = $1 WHERE id = $2")

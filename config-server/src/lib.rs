@@ -38,4 +38,5 @@ pub use fault::Fault;
 pub use init::{InitOptions, init};
 pub use job::{JOBS_KEPT, JOBS_UNDER_WAY_MAX, LEASE};
 pub use protect::{CLOCK_SKEW_REFUSED_MS, CLOCK_SKEW_WARNED_MS};
+pub use secret::new_password;
 pub use server::{CONNECTIONS_MAX, ConfigServer, Handle, check, fingerprint};

@@ -39,6 +39,14 @@ pub(crate) fn new_secret() -> String {
     hex(&random::<32>())
 }
 
+/// A password for a person to type, of 100 bits: letters and digits that are not mistaken for each other.
+pub fn new_password() -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghjkmnpqrstuvwxyz123456789";
+    let letters = random::<20>().map(|byte| char::from(LETTERS[usize::from(byte % 32)]));
+    let groups: Vec<String> = letters.chunks(5).map(|group| group.iter().collect()).collect();
+    groups.join("-")
+}
+
 /// What is kept of a secret. Secrets are random, so one fast hash is enough.
 pub(crate) fn digest(secret: &str) -> String {
     hex(&blake3::derive_key("seawall 2026 config server secret", secret.as_bytes()))

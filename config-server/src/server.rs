@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use axum::Router;
 use axum::extract::Request;
+use control::fleet::{MadeEnrolToken, Name, PartRole};
 use control::metrics::Values;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -25,6 +26,7 @@ use wire::{Authority, Credentials, Identity, Role, web_peer, web_server};
 use crate::api::guard::Peer;
 use crate::app::{App, Shared};
 use crate::config::Config;
+use crate::fault::Fault;
 use crate::secret::new_id;
 use crate::store::Store;
 use crate::{alert, api, checkin, job, protect, view};
@@ -51,7 +53,7 @@ pub struct ConfigServer;
 /// A running config server. Dropping it stops the server without waiting.
 pub struct Handle {
     local: SocketAddr,
-    store: Store,
+    app: Shared,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -82,7 +84,7 @@ impl ConfigServer {
         let (newest_event, newest_seen) = watch::channel(newest);
         let (check_ins, queue) = checkin::queue();
         let app = Arc::new(App {
-            store: store.clone(),
+            store,
             authority,
             fingerprint,
             holder: new_id(),
@@ -95,7 +97,7 @@ impl ConfigServer {
             stopping: stopping.clone(),
         });
         let router = api::router(&app);
-        tracing::info!(%local, names = ?config.names, database = ?store.backend, "config server listens");
+        tracing::info!(%local, names = ?config.names, database = ?app.store.backend, "config server listens");
         let until_stopped = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let mut stopping = stopping.clone();
             tokio::spawn(async move {
@@ -111,9 +113,9 @@ impl ConfigServer {
             until_stopped(Box::pin(api::watch_events(app.clone(), newest_event))),
             until_stopped(Box::pin(work(app.clone()))),
             until_stopped(Box::pin(alert::run(app.clone()))),
-            until_stopped(Box::pin(tidy(app, credentials, config))),
+            until_stopped(Box::pin(tidy(app.clone(), credentials, config))),
         ];
-        Ok(Handle { local, store, stop, tasks })
+        Ok(Handle { local, app, stop, tasks })
     }
 }
 
@@ -123,11 +125,24 @@ impl Handle {
         self.local
     }
 
+    /// By what the fleet's authority is known: SHA-256 of its certificate, hexadecimal.
+    pub fn fingerprint(&self) -> &str {
+        &self.app.fingerprint
+    }
+
+    /// A token with which a server that runs in this process enrols, once and soon.
+    ///
+    /// # Errors
+    /// When the state cannot be written, or a part of that name reports.
+    pub async fn invite(&self, role: PartRole, name: &Name) -> Result<MadeEnrolToken, Fault> {
+        api::enrol::invite(&self.app, role, name).await
+    }
+
     /// The fleet's figures, for Prometheus.
     pub fn figures(
         &self,
     ) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync + use<> {
-        let store = self.store.clone();
+        let store = self.app.store.clone();
         move || {
             let store = store.clone();
             Box::pin(async move {
@@ -151,7 +166,7 @@ impl Handle {
                 tracing::error!(%error, "stop the config server");
             }
         }
-        self.store.close().await;
+        self.app.store.close().await;
     }
 }
 

@@ -11,8 +11,9 @@ use serde::de::DeserializeOwned;
 use wire::{Credentials, Operator, RefusalCode, Role, ViewReader, WireError};
 
 use crate::bridge::Bridge;
-use crate::cli::Place;
 use crate::config::OperatorConfig;
+use crate::config::Place;
+use crate::exit::{Exit, stop};
 
 /// Both servers, and what proves the operator to them.
 #[derive(Debug)]
@@ -100,8 +101,10 @@ impl Servers {
             status.groups.into_iter().filter(|group| named.is_none_or(|named| named == group.group));
         match (groups.next(), groups.next(), named) {
             (Some(group), None, _) => Ok(group),
-            (None, _, Some(named)) => anyhow::bail!("find group {named}: the target server does not keep it"),
-            (None, _, None) => anyhow::bail!("find the group: the target server keeps none"),
+            (None, _, Some(named)) => {
+                Err(stop(Exit::NotFound, format!("find group {named}: the target server does not keep it")))
+            }
+            (None, _, None) => Err(stop(Exit::NotFound, "find the group: the target server keeps none")),
             (Some(first), Some(second), _) => anyhow::bail!(
                 "find the group: the target server keeps {}, {} and maybe more; say which with --group ID",
                 first.group,
@@ -145,9 +148,12 @@ impl Held {
 fn advise(role: Role, addr: &str, error: WireError) -> anyhow::Error {
     let advice = match &error {
         WireError::Connect { source, .. } => {
-            return anyhow::anyhow!(
-                "connect to the {role} at {addr}: {source}. Look whether it runs (`seawall run --role {role}`) and \
-                 whether the network lets the port through."
+            return stop(
+                Exit::Unreachable,
+                format!(
+                    "connect to the {role} at {addr}: {source}. Look whether it runs (`seawall run --role {role}`) and \
+                     whether the network lets the port through."
+                ),
             );
         }
         WireError::Tls { .. } | WireError::Identity { .. } => {

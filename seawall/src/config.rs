@@ -1,11 +1,18 @@
 //! Where the operator's configuration is, and what is in it.
 
+use clap::Args;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::Place;
+/// Where the operator's configuration is.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Place {
+    /// Directory that `seawall init` made [default: $SEAWALL_DIR, else ./seawall]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
 
 /// Names the directory when no option does.
 pub(crate) const DIR_VARIABLE: &str = "SEAWALL_DIR";

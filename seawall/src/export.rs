@@ -1,7 +1,12 @@
 //! `seawall export`: a point as a disk for other programs.
 
+use crate::config::Place;
+use block::ByteCount;
+use clap::{Args, Subcommand};
+use control::PointSelector;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use block::{GroupId, VolumeId};
@@ -10,8 +15,115 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::ask::Servers;
 use crate::bridge::Bridge;
-use crate::cli::{ExportCommand, ExportOptions, ExportStartOptions};
 use crate::{libvirt, text};
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  For programs on this machine, through a socket that leads to the target server; ends with Ctrl-C:
+    seawall export vda --point latest
+  To write to without changing anything, at a place of one's choice:
+    seawall export vda vdb --point 1207 --writable --local /tmp/drill.sock
+  On the target server's machine, until it is stopped:
+    seawall export vda --point latest --socket /run/seawall/vda.sock --detach
+  For other machines, with TLS and an operator's certificate:
+    seawall export vda --point latest --listen 0.0.0.0:10809 --detach
+  A machine for libvirt:
+    seawall export vda --point latest --writable --socket /run/seawall/vda.sock --detach --libvirt-xml
+  What is running, and its end:
+    seawall export list
+    seawall export stop 3
+
+Clients are qemu-img, qemu-nbd, nbdcopy, nbdfuse, nbd-client and any other that speaks NBD. What is written goes into an overlay
+at the target, of at most --limit, and is dropped at the end."
+)]
+pub(crate) struct ExportOptions {
+    #[command(subcommand)]
+    pub(crate) command: Option<ExportCommand>,
+    #[command(flatten)]
+    pub(crate) start: ExportStartOptions,
+}
+
+impl ExportOptions {
+    pub(crate) fn json(&self) -> bool {
+        match &self.command {
+            None => self.start.json,
+            Some(ExportCommand::List(options)) => options.json,
+            Some(ExportCommand::Stop(options)) => options.json,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportStartOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volumes of one group, by name or identity
+    #[arg(value_name = "VOLUME", required = true)]
+    pub(crate) volumes: Vec<String>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT", required = true)]
+    pub(crate) point: Option<PointSelector>,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Take writes, and drop them at the end
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// What may be written to each volume, such as 10GiB [default: 16GiB]
+    #[arg(long, value_name = "SIZE", requires = "writable")]
+    pub(crate) limit: Option<ByteCount>,
+    /// Socket to make on this machine [default: one of its own]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "listen", "detach"])]
+    pub(crate) local: Option<PathBuf>,
+    /// Socket to make on the target server's machine, for its user only
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Address and port for the target server to listen on
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Without TLS: everybody who reaches the port reads the volumes
+    #[arg(long, requires = "listen")]
+    pub(crate) plain: bool,
+    /// Go on when this command has ended, until `seawall export stop`
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Show a libvirt domain with these disks, and nothing else
+    #[arg(long, requires = "writable")]
+    pub(crate) libvirt_xml: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// Show what is exported
+    List(ExportListOptions),
+    /// End an export; its clients are disconnected
+    Stop(ExportStopOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportListOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportStopOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Number of the export, as `seawall export list` shows it
+    pub(crate) id: u64,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 pub(crate) async fn run(options: &ExportOptions) -> anyhow::Result<()> {
     match &options.command {

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use control::{FailoverReply, FailoverStep, OperatorRequest, PointSelector, TargetGroup};
 
 use crate::ask::Servers;
-use crate::cli::Place;
+use crate::config::Place;
 use crate::text;
 
 #[derive(Debug, Args)]

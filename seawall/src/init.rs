@@ -3,6 +3,7 @@
 //! Everything is made in DIR.partial, made durable, and given its name last: an init that is cut short leaves no
 //! directory that looks whole, and what it left is named and never touched by the next one.
 
+use clap::Args;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -13,12 +14,36 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use block::GroupId;
 use changeset::GroupKey;
+use enrol::ServerUrl;
 use seawall_agent::DeviceName;
 use wire::{Authority, Identity, Role};
 
-use crate::cli::InitOptions;
 use crate::config::{OperatorConfig, OperatorSection};
 use crate::text;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  Everything on this machine, protecting one disk:
+    seawall init /etc/seawall --device /dev/vdb
+  Two disks of one machine, which always share one instant, with the servers elsewhere:
+    seawall init /etc/seawall --device /dev/vdb --device /dev/vdc \\
+        --process-server cache.example:7440 --target-server dr.example:7441")]
+pub(crate) struct InitOptions {
+    /// Directory to make; it must not exist, or be empty
+    pub(crate) dir: PathBuf,
+    /// Disk to protect, as the source names it: a path, or serial:..., wwn:..., ptuuid:..., fsuuid:...; once for each
+    #[arg(long = "device", value_name = "PATH", required = true)]
+    pub(crate) devices: Vec<PathBuf>,
+    /// Name of the protected machine
+    #[arg(long, default_value = "source")]
+    pub(crate) name: String,
+    /// Where the agent and the operator reach the process server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7440")]
+    pub(crate) process_server: String,
+    /// Where the process server and the operator reach the target server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7441")]
+    pub(crate) target_server: String,
+}
 
 /// The parts, and what their directories and files are called.
 const PARTS: [(Role, &str); 4] = [
@@ -226,13 +251,13 @@ fn volumes(devices: &[PathBuf]) -> anyhow::Result<Vec<(String, PathBuf)>> {
 }
 
 /// A host and a port, in the text that a person gave.
-struct Endpoint {
-    host: String,
-    port: u16,
+pub(crate) struct Endpoint {
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 impl Endpoint {
-    fn parse(option: &str, text: &str) -> anyhow::Result<Endpoint> {
+    pub(crate) fn parse(option: &str, text: &str) -> anyhow::Result<Endpoint> {
         let fault = || format!("use {option} {text}: expected HOST:PORT, as in dr.example:7441");
         let (host, port) = text.rsplit_once(':').with_context(fault)?;
         let port: u16 = port.parse().ok().filter(|port| *port > 0).with_context(fault)?;
@@ -241,12 +266,52 @@ impl Endpoint {
         Ok(Endpoint { host: host.to_owned(), port })
     }
 
+    fn address(&self) -> Option<std::net::IpAddr> {
+        self.host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+    }
+
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.address().is_some_and(|address| address.is_loopback())
+    }
+
+    /// Where programs of this machine reach a server that listens here.
+    pub(crate) fn own_address(&self) -> String {
+        let every = self.address().is_some_and(|address| address.is_unspecified());
+        let host = if every { "127.0.0.1" } else { self.host.as_str() };
+        format!("{host}:{}", self.port)
+    }
+
+    /// The same for a config server.
+    pub(crate) fn own_url(&self) -> anyhow::Result<ServerUrl> {
+        Ok(format!("https://{}", self.own_address()).parse()?)
+    }
+
+    /// Of a config server that listens here, for those who reach this machine by `name`.
+    pub(crate) fn url_of(&self, name: &str) -> anyhow::Result<ServerUrl> {
+        let address: Option<std::net::IpAddr> = name.parse().ok();
+        let host = match address {
+            Some(std::net::IpAddr::V6(address)) => format!("[{address}]"),
+            _ => name.to_owned(),
+        };
+        Ok(format!("https://{host}:{}", self.port).parse()?)
+    }
+
+    /// What the certificate of a config server that listens here has to name.
+    pub(crate) fn names(&self, name: &str) -> Vec<String> {
+        let mut names = vec![name.to_owned()];
+        let own = self.host.trim_start_matches('[').trim_end_matches(']');
+        let every = self.address().is_some_and(|address| address.is_unspecified());
+        for other in [if every { "localhost" } else { own }, "localhost", "127.0.0.1"] {
+            if !names.iter().any(|there| there == other) {
+                names.push(other.to_owned());
+            }
+        }
+        names
+    }
+
     /// Where the server itself listens: on loopback when it is reached there, else on every address.
     fn listen(&self) -> String {
-        let address: Option<std::net::IpAddr> =
-            self.host.trim_start_matches('[').trim_end_matches(']').parse().ok();
-        let loopback = self.host == "localhost" || address.is_some_and(|address| address.is_loopback());
-        match (loopback, address) {
+        match (self.is_loopback(), self.address()) {
             (true, _) => format!("{}:{}", self.host, self.port),
             (false, Some(std::net::IpAddr::V6(_))) => format!("[::]:{}", self.port),
             (false, _) => format!("0.0.0.0:{}", self.port),
@@ -393,7 +458,7 @@ mod tests {
             seawall_target_server::Config::load(&dir.join("target-server/target-server.toml")).unwrap();
         assert_eq!(target.groups[0].id, agent.agent.group);
         seawall_target_server::TargetServer::check(&target).unwrap();
-        let place = crate::cli::Place { dir: Some(dir) };
+        let place = crate::config::Place { dir: Some(dir) };
         let operator = OperatorConfig::load(&place).unwrap();
         assert_eq!(operator.operator.target_server, "[2001:db8::1]:7441");
     }

@@ -1,5 +1,9 @@
 //! `seawall pin`, `seawall unpin`, `seawall point delete`.
 
+use crate::config::Place;
+use block::{GroupId, Label};
+use clap::Args;
+use control::PointSelector;
 use std::io::{IsTerminal, Write};
 
 use anyhow::{bail, ensure};
@@ -7,8 +11,69 @@ use block::{Epoch, UnixNanos};
 use control::{DeleteReply, OperatorRequest, PinReply};
 
 use crate::ask::Servers;
-use crate::cli::{PinOptions, PointDeleteOptions, UnpinOptions};
 use crate::text;
+
+#[derive(Debug, Args)]
+pub(crate) struct PointDeleteOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which: the number of an epoch
+    #[arg(value_name = "POINT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) point: u64,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// One JSON object instead of text
+    #[arg(long, requires = "yes")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall pin latest --label 'before the upgrade'
+  seawall pin 1207 --for 90d
+
+A pinned point does not go until the pin expires or is taken away with `seawall unpin`; `seawall points` shows it. What it
+needs takes space, whatever the limit is.")]
+pub(crate) struct PinOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which: `latest`, or the number of an epoch
+    #[arg(value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// What to call the pin
+    #[arg(long, value_name = "TEXT", value_parser = crate::point::parse_label)]
+    pub(crate) label: Option<Label>,
+    /// How long it lasts, as in 12h, 30d, 1y [default: for ever]
+    #[arg(long = "for", value_name = "SPAN", value_parser = seawall_target_server::parse_span)]
+    pub(crate) lasts: Option<std::time::Duration>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  seawall unpin 1207")]
+pub(crate) struct UnpinOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which: `latest`, or the number of an epoch
+    #[arg(value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 pub(crate) async fn pin(options: &PinOptions) -> anyhow::Result<()> {
     let servers = Servers::load(&options.place)?;

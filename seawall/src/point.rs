@@ -1,7 +1,10 @@
 //! `seawall point now` and `seawall resync`: ask this machine's agent.
 
+use crate::config::Place;
+use crate::pin::PointDeleteOptions;
+use block::Consistency;
+use clap::{Args, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use block::Label;
@@ -10,13 +13,123 @@ use seawall_agent::AgentConfig;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 
-use crate::cli::{AgentPlace, PointNowOptions, ResyncOptions};
+use crate::exit::Exit;
 use crate::text;
 
-/// Exit status when there is a point, but of less consistency than was asked for.
-const LESS_THAN_ASKED: u8 = 3;
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall point now --consistency application --label 'before the upgrade'
+  seawall point delete 1207")]
+pub(crate) struct PointOptions {
+    #[command(subcommand)]
+    pub(crate) command: PointCommand,
+}
 
-pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<ExitCode> {
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointCommand {
+    /// Take one now
+    #[command(after_help = "Examples:
+  seawall point now
+  seawall point now --consistency application --label before-upgrade --wait
+  seawall point now --consistency filesystem --agent-config /etc/seawall/agent.toml --json
+
+To be run as root on the protected machine. An application-consistent point runs the hooks (docs/hooks.md), freezes the mounted
+filesystems for an instant, and thaws them; what cannot be had makes the point less, down to crash-consistent, and the reason is
+said and kept with it.
+
+Exit status 0 when the point is what was asked for, 3 when it is less, 1 when there is none.")]
+    Now(PointNowOptions),
+    /// Delete one at the target, for good
+    #[command(after_help = "Examples:
+  seawall point delete 1207
+  seawall point delete 1207 --yes --json
+
+Asks for the point's number to be typed, unless told --yes. The newest point, pinned points and points that are being read stay.
+The other points stay what they are; what they need of it becomes a part of the next one's undo layer.")]
+    Delete(PointDeleteOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PointNowOptions {
+    /// What it should be
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) consistency: WantedConsistency,
+    /// What to call it
+    #[arg(long, value_name = "TEXT", value_parser = crate::point::parse_label)]
+    pub(crate) label: Option<Label>,
+    /// Wait until the target holds it
+    #[arg(long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentPlace,
+    /// One JSON object, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where the agent of this machine is.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AgentPlace {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Configuration of the agent [default: DIR/agent/agent.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) agent_config: Option<PathBuf>,
+    /// Socket of the agent [default: what its configuration says, else the only one in /run/seawall]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall resync
+  seawall resync --volume data --json
+  seawall resync --window
+
+To be run as root on the protected machine. The volume is read once here and once at the target, which exchange checksums; only what
+differs is sent. There are no new recovery points until it is done, and `seawall status` shows how far it is. It happens by itself
+when tracking was lost, as after a restart of the machine, in the hours that the agent's configuration has for it; `seawall resync`
+begins what waits. Ask for it also when you have reason to doubt the replica.")]
+pub(crate) struct ResyncOptions {
+    #[command(flatten)]
+    pub(crate) agent: AgentPlace,
+    /// Volume, by name [default: all of the group]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) volume: Option<String>,
+    /// Begin at once, whatever the agent's hours for it are; this is the default
+    #[arg(long, conflicts_with = "window")]
+    pub(crate) now: bool,
+    /// Begin in the hours that the agent's configuration has for it; points go on until then
+    #[arg(long)]
+    pub(crate) window: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a point should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WantedConsistency {
+    /// Hooks and freeze
+    #[default]
+    Application,
+    /// Freeze
+    Filesystem,
+    /// Neither
+    Crash,
+}
+
+impl From<WantedConsistency> for Consistency {
+    fn from(wanted: WantedConsistency) -> Consistency {
+        match wanted {
+            WantedConsistency::Application => Consistency::Application,
+            WantedConsistency::Filesystem => Consistency::Filesystem,
+            WantedConsistency::Crash => Consistency::Crash,
+        }
+    }
+}
+
+pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<Exit> {
     let socket = find_socket(&options.agent)?;
     let request = AgentRequest::Point {
         consistency: options.consistency.into(),
@@ -94,7 +207,7 @@ pub(crate) async fn resync(options: &ResyncOptions) -> anyhow::Result<()> {
     }
 }
 
-fn report(point: &TakenPoint, applied: bool, json: bool) -> anyhow::Result<ExitCode> {
+fn report(point: &TakenPoint, applied: bool, json: bool) -> anyhow::Result<Exit> {
     let as_asked = point.consistency >= point.asked;
     let shown = if json {
         let mut value = serde_json::to_value(point)?;
@@ -104,7 +217,7 @@ fn report(point: &TakenPoint, applied: bool, json: bool) -> anyhow::Result<ExitC
         render(point, applied)
     };
     text::say(&shown)?;
-    Ok(if as_asked { ExitCode::SUCCESS } else { ExitCode::from(LESS_THAN_ASKED) })
+    Ok(if as_asked { Exit::Done } else { Exit::Short })
 }
 
 fn render(point: &TakenPoint, applied: bool) -> String {

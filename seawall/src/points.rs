@@ -1,13 +1,33 @@
 //! `seawall points`.
 
+use crate::config::Place;
+use block::GroupId;
+use clap::Args;
 use std::fmt::Write;
 
 use block::UnixNanos;
 use control::{GroupPoints, PointInfo, PointsReply};
 
 use crate::ask::Servers;
-use crate::cli::PointsOptions;
 use crate::text;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall points --dir /etc/seawall
+  seawall points --json | jq '.groups[0].points[-1].epoch'")]
+pub(crate) struct PointsOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Only of this group
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Only the newest so many of each group, 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) last: usize,
+    /// One JSON object instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 pub(crate) async fn run(options: &PointsOptions) -> anyhow::Result<()> {
     let mut reply = Servers::load(&options.place)?.points(options.group).await?;

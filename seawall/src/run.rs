@@ -1,5 +1,7 @@
 //! `seawall run`: one part, or all of them in one process.
 
+use crate::config::Place;
+use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -8,7 +10,34 @@ use seawall_process_server::ProcessServer;
 use seawall_target_server::TargetServer;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{RunOptions, RunRole};
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  All parts in one process, as root for the disks:
+    seawall run --dir /etc/seawall
+  Only the target server:
+    seawall run --dir /etc/seawall --role target-server
+
+Ends in order on SIGINT and SIGTERM.")]
+pub(crate) struct RunOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Which part
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) role: RunRole,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RunRole {
+    /// Captures the disks of this machine
+    Agent,
+    /// Keeps changes durably and forwards them
+    ProcessServer,
+    /// Applies changes and serves recovery points
+    TargetServer,
+    /// All three
+    #[default]
+    All,
+}
 
 pub(crate) async fn run(options: &RunOptions) -> anyhow::Result<()> {
     // Before anything else, so that a signal during a long start is not lost.

@@ -1,23 +1,44 @@
 //! `seawall scrub`.
 
+use crate::config::Place;
+use block::GroupId;
+use clap::Args;
 use std::fmt::Write;
 use std::io::IsTerminal;
-use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use control::{OperatorRequest, ScrubProgressInfo, ScrubReply, TargetGroup};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::ask::Servers;
-use crate::cli::ScrubOptions;
+use crate::exit::Exit;
 use crate::text;
 
-/// Exit status when something is damaged.
-pub(crate) const DAMAGED: u8 = 3;
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall scrub
+  seawall scrub vdb --json | jq .findings
+
+Replication goes on meanwhile. Exit status 0 when all is sound, 3 when something is damaged: it is said which recovery points that
+concerns; the others can be used.")]
+pub(crate) struct ScrubOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume, by name or identity, whose image is read [default: all]; undo layers are read in any case
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: Option<String>,
+    /// Group, where there are several
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// One JSON object at the end, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Damaged ranges shown of one finding; `--json` has more.
 const RANGES_SHOWN: usize = 8;
 
-pub(crate) async fn run(options: &ScrubOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: &ScrubOptions) -> anyhow::Result<Exit> {
     let servers = Servers::load(&options.place)?;
     let group = servers.one_group(options.group).await?;
     let volume = options.volume.as_ref().map(|wanted| find(&group, wanted)).transpose()?;
@@ -44,7 +65,7 @@ pub(crate) async fn run(options: &ScrubOptions) -> anyhow::Result<ExitCode> {
         false => render(&reply),
     };
     text::say(&shown)?;
-    Ok(if reply.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if reply.findings.is_empty() { Exit::Done } else { Exit::Short })
 }
 
 fn find(group: &TargetGroup, wanted: &str) -> anyhow::Result<block::VolumeId> {

@@ -3,8 +3,9 @@
 mod gather;
 mod render;
 
+use crate::config::Place;
+use clap::Args;
 use std::io::IsTerminal;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use block::UnixNanos;
@@ -12,12 +13,31 @@ use control::ServerStatus;
 use wire::Role;
 
 use crate::ask::Servers;
-use crate::cli::StatusOptions;
+use crate::exit::Exit;
 use crate::status::gather::Overview;
 use crate::text;
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall status --dir /etc/seawall
+  seawall status --watch
+  seawall status --json | jq '.groups[].lag_seconds'
+
+Exit status 0 when every server answered, 5 when one did not.")]
+pub(crate) struct StatusOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Show it again every so many seconds, until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) watch: Option<u64>,
+    /// One JSON object (with --watch: one a line) instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Fails when a server did not answer; the overview says which.
-pub(crate) async fn run(options: &StatusOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: &StatusOptions) -> anyhow::Result<Exit> {
     let servers = Servers::load(&options.place)?;
     loop {
         let overview = ask(&servers).await;
@@ -31,11 +51,11 @@ pub(crate) async fn run(options: &StatusOptions) -> anyhow::Result<ExitCode> {
         }
         text::say(&shown)?;
         match options.watch {
-            None if overview.errors.is_empty() => return Ok(ExitCode::SUCCESS),
-            None => return Ok(ExitCode::FAILURE),
+            None if overview.errors.is_empty() => return Ok(Exit::Done),
+            None => return Ok(Exit::Unreachable),
             Some(seconds) => tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
-                _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
+                _ = tokio::signal::ctrl_c() => return Ok(Exit::Done),
             },
         }
     }

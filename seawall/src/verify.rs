@@ -1,16 +1,43 @@
 //! `seawall verify`: every kind of file that the servers keep, while they do not run.
 
+use crate::config::Place;
+use clap::Args;
 use std::fmt::Write;
-use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use block::{Epoch, GroupId};
 use control::PointSelector;
 use serde::Serialize;
 
-use crate::cli::VerifyOptions;
-use crate::scrub::DAMAGED;
+use crate::exit::Exit;
 use crate::text;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seawall verify --dir /etc/seawall
+  Whether one volume could be restored as it was at a point:
+    seawall verify vdb --point 1200 --dir /etc/seawall
+  seawall verify --dir /etc/seawall --group 6d1f0b6c2f0e4b6f9a53c1d3a8e4f702 --json
+
+Reads the process server's cache and the target server's replicas, as DIR's configurations name them, where they are on this machine:
+segments, cursors, states, undo layers, images, spans, pins, checksums. Changes nothing. A server that runs has its files open;
+`seawall scrub` is for that. With a volume or a point, the end of what is shown is about these, and so is the exit status: 0 when all is
+sound, 3 when something is damaged, 1 when it cannot be told.")]
+pub(crate) struct VerifyOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume to tell of, by name or identity; everything is read all the same [default: all]
+    pub(crate) volume: Option<String>,
+    /// Recovery point to tell of: `latest`, or an epoch's number as `seawall points` shows it [default: latest]
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: Option<PointSelector>,
+    /// Only the replica of this group
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -58,7 +85,7 @@ struct ReplicaFindings {
     notes: Vec<String>,
 }
 
-pub(crate) fn run(options: &VerifyOptions) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(options: &VerifyOptions) -> anyhow::Result<Exit> {
     let dir = options.place.find()?;
     let (process, target) =
         (dir.join("process-server/process-server.toml"), dir.join("target-server/target-server.toml"));
@@ -109,7 +136,7 @@ pub(crate) fn run(options: &VerifyOptions) -> anyhow::Result<ExitCode> {
         false => render(&findings),
     };
     text::say(&shown)?;
-    Ok(if findings.sound { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if findings.sound { Exit::Done } else { Exit::Short })
 }
 
 fn verify_cache(cache: &std::path::Path) -> anyhow::Result<CacheFindings> {

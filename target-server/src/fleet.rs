@@ -85,6 +85,11 @@ impl FleetTargetServer {
         self.post.running.lock().server.as_ref().map(Handle::local_addr)
     }
 
+    /// How it is; `None` while it could not be started anew.
+    pub fn status(&self) -> Option<control::TargetServerStatus> {
+        self.post.running.lock().server.as_ref().map(Handle::status)
+    }
+
     /// Its figures, for Prometheus, as long as it runs.
     pub fn figures(&self) -> impl Fn() -> Values + Send + Sync + use<> {
         let post = self.post.clone();

@@ -135,7 +135,7 @@ fn from_an_empty_directory_to_the_first_point() {
     let watching = site.command("seawall").args(["job", "show", &id, "--watch"]).output().unwrap();
     assert_eq!(
         watching.status.code(),
-        Some(1),
+        Some(5),
         "what cannot be begun is not waited for: {}",
         text(&watching)
     );

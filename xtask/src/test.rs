@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{cargo, deny, find, fuzz, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 23] = [
+const PROGRAMS: [(&str, &str); 25] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -30,6 +30,9 @@ const PROGRAMS: [(&str, &str); 23] = [
     ("mkfs.vfat", "dosfstools"),
     ("mcopy", "mtools"),
     ("syslinux", "syslinux"),
+    // Hosts of virtual machines, and machines that are reached by SSH.
+    ("virsh", "libvirt-clients"),
+    ("/usr/sbin/sshd", "openssh-server"),
     // The console's tests look at it.
     ("chromium", "chromium"),
     ("chromedriver", "chromium-driver"),

@@ -30,6 +30,8 @@ pub(super) fn disks() -> anyhow::Result<Vec<DiskInfo>> {
             bytes: node.and_then(|node| node["size"].as_u64()).unwrap_or(0),
             known_by: known_by.unwrap_or_default(),
             device,
+            // Who looks often fills it in.
+            written_bytes_per_s: None,
             uses,
         });
     }
@@ -50,12 +52,24 @@ fn tree() -> anyhow::Result<Vec<Value>> {
     }
 }
 
+/// lsblk asks udev what is on a device, which not every system has.
+fn probe(device: &str) -> String {
+    let output = Command::new("blkid").args(["-p", "-o", "value", "-s", "TYPE", device]).output();
+    // Where there is nothing that it knows, it fails.
+    let found = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    found.unwrap_or_default().chars().take(60).collect()
+}
+
 fn collect(node: &Value, uses: &mut Vec<DiskUse>) {
     let text = |name: &str, most: usize| {
         node[name].as_str().unwrap_or_default().chars().take(most).collect::<String>()
     };
-    let found =
-        DiskUse { device: text("path", 80), kind: text("fstype", 60), mounted: text("mountpoint", 240) };
+    let device = text("path", 80);
+    let kind = match text("fstype", 60) {
+        kind if kind.is_empty() => probe(&device),
+        kind => kind,
+    };
+    let found = DiskUse { device, kind, mounted: text("mountpoint", 240) };
     if uses.len() < USES_MAX && !(found.kind.is_empty() && found.mounted.is_empty()) {
         uses.push(found);
     }

@@ -3,29 +3,36 @@
 //! Its configuration file has `[config_server]` in place of a group and volumes. What else it says under `[agent]`,
 //! `[limits]` and `[application]` holds on this machine; where a policy says something, the policy counts.
 
+mod churn;
 mod disks;
+mod guests;
 mod task;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use control::StateCode;
-use control::fleet::{CheckIn, Desired, DesiredAgent, DiskInfo, PartReport, Policy, Protection, Task};
+use control::fleet::{
+    CheckIn, Desired, DesiredAgent, DiskInfo, GuestInfo, PartReport, Policy, Protection, Task,
+};
 use control::metrics::{Values, of_agent};
+use control::{AgentReport, StateCode};
 use enrol::{Charge, ConfigServerSection, Member, TaskDone};
 use parking_lot::Mutex;
 use toml::{Table, Value};
 
 use crate::{Agent, AgentConfig};
+use churn::Churn;
 
 /// The file with the group's key, in the state directory.
 const GROUP_KEY_FILE: &str = "group.key";
 /// After so long it is tried again to do what could not be done.
 const AGAIN: Duration = Duration::from_secs(10);
-/// How often it is looked which disks there are.
-const LOOK_FOR_DISKS_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked how much was written to disks.
+const COUNT_WRITES_EVERY: Duration = Duration::from_secs(10);
+/// Every so many of these it is looked which disks and guests there are.
+const COUNTS_BETWEEN_LOOKS: u64 = 6;
 
 /// What an agent of a fleet is told by its own file.
 #[derive(Clone, Debug)]
@@ -158,6 +165,7 @@ struct Post {
     config: FleetConfig,
     running: Mutex<Running>,
     disks: Mutex<Vec<DiskInfo>>,
+    guests: Mutex<Option<Vec<GuestInfo>>>,
 }
 
 /// A running agent of a fleet. Dropping it stops it; the kernel goes on tracking.
@@ -173,7 +181,12 @@ impl FleetAgent {
     /// When the machine has not enrolled, or its files cannot be read.
     pub fn start(config: FleetConfig) -> anyhow::Result<FleetAgent> {
         let member = Arc::new(Member::open(config.config_server.clone())?);
-        let post = Arc::new(Post { config, running: Mutex::default(), disks: Mutex::default() });
+        let post = Arc::new(Post {
+            config,
+            running: Mutex::default(),
+            disks: Mutex::default(),
+            guests: Mutex::default(),
+        });
         let reporting = {
             let (member, post) = (member.clone(), post.clone());
             tokio::spawn(async move { member.run(post).await })
@@ -181,6 +194,11 @@ impl FleetAgent {
         let acting = tokio::spawn(act(member, post.clone()));
         let looking = tokio::spawn(look_for_disks(post.clone()));
         Ok(FleetAgent { post, tasks: vec![reporting, acting, looking] })
+    }
+
+    /// How it is; `None` while it protects nothing.
+    pub fn report(&self) -> Option<AgentReport> {
+        self.post.running.lock().agent.as_ref().map(Agent::report)
     }
 
     /// Its figures, for Prometheus.
@@ -251,13 +269,29 @@ async fn act(member: Arc<Member>, post: Arc<Post>) {
 }
 
 async fn look_for_disks(post: Arc<Post>) {
-    loop {
-        match tokio::task::spawn_blocking(disks::disks).await {
-            Ok(Ok(found)) => *post.disks.lock() = found,
-            Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "look which disks there are"),
-            Err(error) => tracing::warn!(%error, "look which disks there are"),
+    let mut churn = Churn::default();
+    for look in 0u64.. {
+        if look % COUNTS_BETWEEN_LOOKS == 0 {
+            match tokio::task::spawn_blocking(|| (disks::disks(), guests::guests())).await {
+                Ok((found, guests)) => {
+                    match found {
+                        Ok(found) => *post.disks.lock() = found,
+                        Err(error) => {
+                            tracing::warn!(error = format!("{error:#}"), "look which disks there are")
+                        }
+                    }
+                    match guests {
+                        Ok(guests) => *post.guests.lock() = guests,
+                        Err(error) => {
+                            tracing::warn!(error = format!("{error:#}"), "look which guests there are")
+                        }
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "look which disks there are"),
+            }
         }
-        tokio::time::sleep(LOOK_FOR_DISKS_EVERY).await;
+        churn.count(&mut post.disks.lock(), Path::new("/sys/block"), Instant::now());
+        tokio::time::sleep(COUNT_WRITES_EVERY).await;
     }
 }
 
@@ -344,6 +378,7 @@ impl Charge for Post {
         }
         let disks = self.disks.lock().clone();
         said.disks = (!disks.is_empty()).then_some(disks);
+        said.guests = self.guests.lock().clone();
         said
     }
 

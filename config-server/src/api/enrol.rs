@@ -25,6 +25,8 @@ use crate::store::{Act, Counter, Said, count, say};
 pub(crate) const CERTIFICATE_TIME: Duration = Duration::from_secs(90 * 86_400);
 /// The longest life of a token, in minutes.
 pub(crate) const ENROL_TOKEN_MINUTES_MAX: u32 = 7 * 24 * 60;
+/// How long a token for a server in the same process is good, in minutes: it is used at once.
+const INVITATION_MINUTES: u32 = 5;
 /// Tokens that are not used yet. More are refused.
 pub(crate) const ENROL_TOKENS_MAX: i64 = 1000;
 /// Parts of a fleet. More are refused.
@@ -37,6 +39,28 @@ pub(crate) async fn new_token(
     caller: Caller,
     Body(asked): Body<NewEnrolToken>,
 ) -> Answer<(StatusCode, Json<MadeEnrolToken>)> {
+    Ok((StatusCode::CREATED, Json(make_token(&app, asked, caller.shown()).await?)))
+}
+
+/// A token for one of the servers that run in one process with this one. Who would ask the API is not known there after the
+/// first start. A part of that name that enrolled and never reported is one whose enrolment was cut short, and makes room.
+pub(crate) async fn invite(app: &Shared, role: PartRole, name: &Name) -> Answer<MadeEnrolToken> {
+    let mut act = app.store.act().await?;
+    let cut_short: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM parts WHERE role = $1 AND live_name = $2 AND seen = 0")
+            .bind(role.as_str())
+            .bind(name.as_str())
+            .fetch_all(&mut *act)
+            .await?;
+    for id in cut_short {
+        remove_part(&mut act, role, &parse(id)?).await?;
+    }
+    act.commit().await?;
+    let asked = NewEnrolToken { role, name: Some(name.clone()), minutes: INVITATION_MINUTES };
+    make_token(app, asked, "the config server's own process".to_owned()).await
+}
+
+async fn make_token(app: &Shared, asked: NewEnrolToken, created_by: String) -> Answer<MadeEnrolToken> {
     if !(1..=ENROL_TOKEN_MINUTES_MAX).contains(&asked.minutes) {
         return Err(invalid(format!(
             "minutes is {}, expected 1 to {ENROL_TOKEN_MINUTES_MAX}",
@@ -51,7 +75,7 @@ pub(crate) async fn new_token(
         name: asked.name,
         created,
         expires: created.plus(Duration::from_secs(u64::from(asked.minutes) * 60)),
-        created_by: caller.shown(),
+        created_by,
         used_by: None,
     };
     let mut act = app.store.act().await?;
@@ -78,7 +102,7 @@ pub(crate) async fn new_token(
     .await?;
     act.commit().await?;
     let token = format!("{secret}.{}", app.fingerprint);
-    Ok((StatusCode::CREATED, Json(MadeEnrolToken { token, info })))
+    Ok(MadeEnrolToken { token, info })
 }
 
 pub(crate) async fn tokens(State(app): State<Shared>) -> Answer<Json<Vec<EnrolTokenInfo>>> {

@@ -8,7 +8,6 @@ use control::fleet::{
     Approval, ApprovalAnswer, ApprovalState, AuditEntry, ChangeUser, Confirm, NewUser, Page, Role, UserInfo,
 };
 use maud::{Markup, html};
-use serde_json::json;
 
 use super::door::Visit;
 use super::form::Form;
@@ -62,7 +61,7 @@ pub(super) async fn users(visit: Visit) -> Shown {
                                     label { "New password (all sessions end)" input name="password" type="password" minlength="12" maxlength="1024" autocomplete="new-password"; }
                                     label.tick { input type="checkbox" name="disabled" checked[user.disabled]; span { "Disabled: cannot log in" } }
                                     button { "Change" }
-                                    (layout::api_command("PATCH", &format!("/users/{}", user.id), Some(&json!({ "role": user.role, "disabled": user.disabled }))))
+                                    (layout::command(&format!("seawall user change {} --role {} --disabled {}", words::shell(user.name.as_str()), user.role, user.disabled)))
                                 }
                             }
                         }
@@ -77,7 +76,7 @@ pub(super) async fn users(visit: Visit) -> Shown {
             label { "Role" (roles("viewer")) }
             label { "Password, 12 characters or more" input name="password" type="password" required minlength="12" maxlength="1024" autocomplete="new-password"; }
             button { "Make the user" }
-            (layout::api_command("POST", "/users", Some(&json!({ "name": "NAME", "role": "viewer", "password": "..." }))))
+            (layout::command("seawall user create NAME --role viewer"))
         }
     };
     Ok(super::html(layout::still(&visit, "Users", content)))
@@ -143,7 +142,7 @@ pub(super) async fn approvals(visit: Visit) -> Shown {
                                         (layout::csrf(&visit))
                                         button.destroys name="answer" value="approve" { "Approve, and do it" }
                                         button name="answer" value="reject" { "Reject" }
-                                        (layout::api_command("POST", &format!("/approvals/{}", approval.id), Some(&json!({ "approve": true }))))
+                                        (layout::command(&format!("seawall approval approve {}", approval.id)))
                                     }
                                 }
                             }
@@ -197,7 +196,7 @@ pub(super) async fn audit(visit: Visit, Query(part): Query<Part>) -> Shown {
             }
         }
         (layout::more("/audit", entries.next.as_deref()))
-        (layout::api_command("GET", "/audit", None))
+        (layout::command("seawall audit --last 100"))
     };
     Ok(super::html(layout::still(&visit, "Audit log", content)))
 }

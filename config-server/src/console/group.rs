@@ -238,14 +238,14 @@ async fn acts(visit: &Visit, group: &GroupInfo, policy: &PolicyInfo) -> Answer<M
                             } }
                         label { "Label" input name="label" maxlength="128" autocomplete="off"; }
                         button { "Take a point" }
-                        (layout::api_command("POST", &format!("{path}/point"), Some(&json!({ "consistency": "application" }))))
+                        (layout::command(&format!("seawall group point {} --consistency application --watch", words::shell(name))))
                     }
                     form.act method="post" action=(format!("{path}/resync")) {
                         h3 { "Resync" }
                         (layout::csrf(visit))
                         p { "Compare the disks with the replica, and send what differs. Points follow when it is done." }
                         button { "Compare now" }
-                        (layout::api_command("POST", &format!("{path}/resync"), Some(&json!({}))))
+                        (layout::command(&format!("seawall group resync {} --watch", words::shell(name))))
                     }
                 }
                 form.act.fields method="post" action=(format!("{path}/change")) {
@@ -254,7 +254,7 @@ async fn acts(visit: &Visit, group: &GroupInfo, policy: &PolicyInfo) -> Answer<M
                     label { "Policy" (layout::select("policy", None, &policies, policy.id.as_str())) }
                     label { "Process server" (layout::select("process_server", None, &process, group.process_server.as_str())) }
                     button { "Change" }
-                    (layout::api_command("PATCH", &path, Some(&json!({ "policy": policy.id, "process_server": group.process_server }))))
+                    (layout::command(&change_line(group, &process)))
                 }
             }
             @if group.protected {
@@ -264,10 +264,19 @@ async fn acts(visit: &Visit, group: &GroupInfo, policy: &PolicyInfo) -> Answer<M
             } @else if visit.user.role >= Role::Administrator {
                 (layout::danger(visit, &format!("{path}/remove"), "Remove the group",
                     "The fleet forgets it, and its servers serve it no more. Their files stay until a person deletes them there.", name,
-                    layout::api_command("DELETE", &path, Some(&json!({ "confirm": name })))))
+                    layout::command(&format!("seawall group remove {} --yes", words::shell(name)))))
             }
         }
     })
+}
+
+/// The command that gives a group the policy and the process server that it has; one changes what is to change.
+fn change_line(group: &GroupInfo, process: &[(String, String)]) -> String {
+    let server = process.iter().find(|(id, _)| *id == group.process_server.as_str());
+    let server =
+        server.map_or_else(String::new, |(_, name)| format!(" --process-server {}", words::shell(name)));
+    let policy = words::shell(group.policy_name.as_str());
+    format!("seawall group change {} --policy {policy}{server}", words::shell(group.name.as_str()))
 }
 
 pub(super) async fn take_point(visit: Visit, Path(id): Path<String>, form: Form) -> Answer<Response> {

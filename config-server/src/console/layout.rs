@@ -151,12 +151,6 @@ pub(super) fn command(line: &str) -> Markup {
     }
 }
 
-/// The command for an act that has none of its own.
-pub(super) fn api_command(method: &str, path: &str, body: Option<&serde_json::Value>) -> Markup {
-    let body = body.map_or_else(String::new, |body| format!(" {}", words::shell(&body.to_string())));
-    command(&format!("seawall api {method} {path}{body}"))
-}
-
 /// An act that takes no more than a button.
 pub(super) fn button(visit: &Visit, action: &str, label: &str, line: Markup) -> Markup {
     html! {

@@ -138,10 +138,9 @@ pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
         (layout::command(&format!("seawall machine show {}", words::shell(machine.name.as_str()))))
         @if visit.user.role >= Role::Administrator && !machine.protected {
             @let path = format!("/machines/{}", machine.id);
-            @let body = serde_json::json!({ "confirm": machine.name });
             (layout::danger(&visit, &format!("{path}/remove"), "Remove the machine",
                 "Its certificates are revoked, and it cannot report any more. Recovery points stay at the target.",
-                machine.name.as_str(), layout::api_command("DELETE", &path, Some(&body))))
+                machine.name.as_str(), layout::command(&format!("seawall machine remove {} --yes", words::shell(machine.name.as_str())))))
         }
     };
     Ok(super::html(layout::page(&visit, machine.name.as_str(), live, rest)))

@@ -5,7 +5,6 @@ use axum::http::Method;
 use axum::response::Response;
 use control::fleet::{NewPolicy, Policy, PolicyInfo, RetentionRule, Role};
 use maud::{Markup, html};
-use serde_json::json;
 
 use super::door::Visit;
 use super::form::Form;
@@ -47,7 +46,7 @@ pub(super) async fn list(visit: Visit) -> Shown {
                 (layout::csrf(&visit))
                 (fields("", &Policy::default()))
                 button { "Make the policy" }
-                (layout::api_command("POST", "/policies", Some(&json!({ "name": "NAME", "policy": Policy::default() }))))
+                (layout::command("seawall policy create NAME --set epoch_interval_ms=1000 --set rpo_s_max=900"))
             }
         }
     };
@@ -139,6 +138,15 @@ pub(super) async fn make(visit: Visit, form: Form) -> Answer<Response> {
     go("/policies")
 }
 
+/// The command that makes the policy say what it says; one changes what is to change.
+fn change_line(info: &PolicyInfo) -> String {
+    let says = serde_json::to_value(&info.policy).unwrap_or_default();
+    let sets = says.as_object().into_iter().flatten();
+    let sets: String =
+        sets.map(|(key, value)| format!(" --set {}", words::shell(&format!("{key}={value}")))).collect();
+    format!("seawall policy change {}{sets}", words::shell(info.name.as_str()))
+}
+
 pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
     let path = format!("/policies/{}", in_path(&id)?);
     let info: PolicyInfo = visit.door.get(&path).await?;
@@ -151,11 +159,11 @@ pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
                 (layout::csrf(&visit))
                 (fields(info.name.as_str(), &info.policy))
                 button { "Change the policy, and with it its groups" }
-                (layout::api_command("PUT", &path, Some(&json!({ "name": info.name, "policy": info.policy }))))
+                (layout::command(&change_line(&info)))
             }
             @if info.groups == 0 {
                 (layout::danger(&visit, &format!("{path}/delete"), "Delete the policy", "No group follows it.",
-                    info.name.as_str(), layout::api_command("DELETE", &path, Some(&json!({ "confirm": info.name })))))
+                    info.name.as_str(), layout::command(&format!("seawall policy delete {} --yes", words::shell(info.name.as_str())))))
             }
         } @else {
             p { (info.policy.retention_text()) }

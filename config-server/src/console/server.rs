@@ -5,7 +5,6 @@ use axum::response::Response;
 use control::Severity;
 use control::fleet::{Role, ServerInfo};
 use maud::{Markup, html};
-use serde_json::json;
 
 use super::door::Visit;
 use super::form::Form;
@@ -71,7 +70,7 @@ pub(super) async fn list(visit: Visit) -> Shown {
                     @let path = format!("/{role}/{}", server.id);
                     (layout::danger(&visit, &format!("/servers{path}/remove"), &format!("Remove {}", server.name),
                         "Its certificates are revoked. What it holds on its disks stays there.", server.name.as_str(),
-                        layout::api_command("DELETE", &path, Some(&json!({ "confirm": server.name })))))
+                        layout::command(&format!("seawall server remove {} --role {} --yes", words::shell(server.name.as_str()), server.role))))
                 }
             }
         }

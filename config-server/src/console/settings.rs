@@ -33,7 +33,7 @@ fn tokens(visit: &Visit, tokens: &[ApiTokenInfo]) -> Markup {
                             td data-label="May" { (token.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(", ")) }
                             td data-label="Good until" { (words::until(token.expires)) }
                             td { (layout::button(visit, &format!("/settings/tokens/{}/delete", token.id), "Delete",
-                                layout::api_command("DELETE", &format!("/tokens/{}", token.id), None))) }
+                                layout::command(&format!("seawall api-token delete {}", token.id)))) }
                         }
                     }
                 }
@@ -61,7 +61,7 @@ pub(super) async fn page(visit: Visit) -> Shown {
                     } }
                 label { "Good for, in days" input name="days" type="number" min="1" max="366" value="90" required; }
                 button { "Make a token" }
-                (layout::api_command("POST", "/tokens", Some(&json!({ "name": "NAME", "scopes": ["read"], "days": 90 }))))
+                (layout::command("seawall api-token create NAME --scope read --days 90"))
             }
         }
         section {
@@ -72,7 +72,7 @@ pub(super) async fn page(visit: Visit) -> Shown {
                 label { "As it is to be, 12 characters or more" input name="new" type="password" required minlength="12" maxlength="1024" autocomplete="new-password"; }
                 p.quiet { "All your sessions end, this one too." }
                 button { "Change the password" }
-                (layout::api_command("PUT", "/me/password", Some(&json!({ "old": "...", "new": "..." }))))
+                (layout::command("seawall user password"))
             }
         }
         @if visit.user.role >= Role::Administrator {
@@ -83,7 +83,7 @@ pub(super) async fn page(visit: Visit) -> Shown {
                     label.tick { input type="checkbox" name="second_person" checked[settings.second_person];
                         span { "Deleting, and shortening retention, need a second administrator's approval" } }
                     button { "Change" }
-                    (layout::api_command("PUT", "/settings", Some(&json!({ "second_person": settings.second_person }))))
+                    (layout::command(&format!("seawall setting change --second-person {}", settings.second_person)))
                 }
             }
         }

@@ -29,10 +29,11 @@ const WRITERS: u32 = 8;
 /// How long an act waits for a connection. Past it the answer is that the store does not answer.
 const ACQUIRE_MAX: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "fleet", include_str!("../../migrations/0001_fleet.sql")),
     (2, "points", include_str!("../../migrations/0002_points.sql")),
     (3, "alerts", include_str!("../../migrations/0003_alerts.sql")),
+    (4, "guests", include_str!("../../migrations/0004_guests.sql")),
 ];
 
 /// Which database it is, where that makes a difference.

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use control::StateCode;
-use control::fleet::{Capacity, DiskInfo, MachineInfo, Page, PartRole, ResourceId, ServerInfo, UnixMillis};
+use control::fleet::{Capacity, MachineInfo, Page, PartRole, ResourceId, ServerInfo, UnixMillis};
+use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -33,16 +34,15 @@ fn some(text: String) -> Option<String> {
 }
 
 const MACHINE: &str = "SELECT p.id, p.name, p.group_id, p.version, p.seen, p.clock_ahead, p.certificate_expires, p.state,
-        p.trouble, p.disks,
+        p.trouble, p.disks, p.guests,
         (SELECT COUNT(*) FROM protection_groups g WHERE g.machine_id = p.id AND g.state = 'protected') AS protected
     FROM parts p WHERE p.role = 'agent' AND p.removed = 0";
 
-fn machine_of_row(row: &AnyRow, disks: bool) -> Answer<MachineInfo> {
+fn machine_of_row(row: &AnyRow, whole: bool) -> Answer<MachineInfo> {
     let (state, seen) = state_now(row)?;
-    let disks: Vec<DiskInfo> = match disks {
-        true => serde_json::from_str(&row.try_get::<String, _>("disks")?)
-            .map_err(|error| internal("read a machine's disks", error))?,
-        false => Vec::new(),
+    let (disks, guests) = match whole {
+        true => (told(row, "disks")?, told(row, "guests")?),
+        false => (Vec::new(), Vec::new()),
     };
     Ok(MachineInfo {
         id: parse(row.try_get("id")?)?,
@@ -58,7 +58,14 @@ fn machine_of_row(row: &AnyRow, disks: bool) -> Answer<MachineInfo> {
         clock_ahead_ms: row.try_get("clock_ahead")?,
         certificate_expires: UnixMillis(row.try_get("certificate_expires")?),
         disks,
+        guests,
     })
+}
+
+/// What the agent reported last of something.
+fn told<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Answer<Vec<T>> {
+    serde_json::from_str(&row.try_get::<String, _>(column)?)
+        .map_err(|error| internal("read what a machine has reported", error))
 }
 
 pub(crate) async fn machines(store: &Store, after: &str, limit: i64) -> Answer<Page<MachineInfo>> {

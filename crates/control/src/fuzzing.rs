@@ -73,7 +73,13 @@ pub fn parts_seeds() -> Vec<Vec<u8>> {
             device: "/dev/sda".into(),
             known_by: "wwn".into(),
             bytes: 1 << 30,
+            written_bytes_per_s: Some(7),
             uses: Vec::new(),
+        }]),
+        guests: Some(vec![GuestInfo {
+            name: "db".into(),
+            state: "shut off".into(),
+            disks: vec![GuestDisk { target: "vda".into(), source: "/img".into() }],
         }]),
         capacity: Some(Capacity { bytes_total: 9, bytes_free: 3 }),
         ..CheckIn::default()

@@ -133,6 +133,7 @@ impl Client {
         body: Option<&B>,
     ) -> Result<R, EnrolError> {
         let body = body.map(serde_json::to_vec).transpose().map_err(|error| self.answer(error))?;
+        tracing::debug!(%method, path, "ask the config server");
         let (status, _, bytes) = self.asked(method, path, body.map(Bytes::from)).await?;
         self.read(status, &bytes)
     }

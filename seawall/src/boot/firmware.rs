@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::cli::BootFirmware;
+use crate::boot::BootFirmware;
 
 /// As much of a disk's beginning as is looked at: a partition table of 128 entries on sectors of 4 KiB.
 pub(super) const HEAD_BYTES: u64 = 40 << 10;

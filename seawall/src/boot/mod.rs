@@ -5,8 +5,11 @@
 
 mod firmware;
 
+use crate::config::Place;
+use block::GroupId;
+use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, bail, ensure};
 use block::{ByteCount, ByteOffset};
@@ -15,12 +18,101 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::ask::Servers;
-use crate::cli::{BootAccelerator, BootBus, BootOptions};
+use crate::exit::Exit;
 use crate::export::find_all;
 use crate::text;
 use firmware::Head;
 
-pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<ExitCode> {
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  Does the newest point start?
+    seawall boot vda --point latest
+  A machine with two disks, as it was, with more memory:
+    seawall boot vda vdb --point 1207 --memory 8GiB --cpus 4
+  On a disk bus that the system knows, and with a way into a test network:
+    seawall boot sda --point latest --bus sata --network br-test
+
+The first volume is the one that the machine starts from. What the machine writes goes into overlays at the target and is dropped
+when it ends; the replica does not change, and replication goes on. The serial console is shown here: the system must use it
+(console=ttyS0). qemu-system-x86 is needed, for UEFI also ovmf.")]
+pub(crate) struct BootOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volumes of one group, by name or identity
+    #[arg(value_name = "VOLUME", required = true)]
+    pub(crate) volumes: Vec<String>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// `none`; `isolated`: a network that leads nowhere; or the name of a bridge of this machine
+    #[arg(long, value_name = "none|isolated|NAME", default_value = "none")]
+    pub(crate) network: String,
+    /// What starts the system
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) firmware: BootFirmware,
+    /// What the disks are connected by
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) bus: BootBus,
+    /// What runs the processor
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) accel: BootAccelerator,
+    /// Memory, such as 2GiB
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    pub(crate) memory: ByteCount,
+    /// Processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub(crate) cpus: u32,
+    /// What the machine may write to each volume, such as 10GiB [default: 16GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) limit: Option<ByteCount>,
+    /// QEMU
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    pub(crate) qemu: PathBuf,
+    /// More arguments for QEMU, after `--`
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub(crate) more: Vec<String>,
+}
+
+/// What starts a system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootFirmware {
+    /// UEFI when there is an EFI system partition, else BIOS
+    #[default]
+    Auto,
+    /// The BIOS that QEMU has
+    Bios,
+    /// OVMF
+    Uefi,
+}
+
+/// What disks are connected by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootBus {
+    /// virtio-blk; every Linux that ran in a virtual machine knows it
+    #[default]
+    Virtio,
+    /// virtio-scsi
+    Scsi,
+    /// AHCI; for systems from physical machines
+    Sata,
+}
+
+/// What runs a machine's processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootAccelerator {
+    /// KVM where it works, else emulation
+    #[default]
+    Auto,
+    /// KVM, or fail
+    Kvm,
+    /// Emulation, which works everywhere and is slow
+    Tcg,
+}
+
+pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<Exit> {
     // Before anything is started, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
@@ -74,17 +166,17 @@ pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<ExitCode> {
         "run {}: {status}; is it installed? On Debian it is in qemu-system-x86",
         options.qemu.display()
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Done)
 }
 
 /// Lets QEMU give the terminal back.
-async fn end(machine: &mut tokio::process::Child) -> anyhow::Result<ExitCode> {
+async fn end(machine: &mut tokio::process::Child) -> anyhow::Result<Exit> {
     if let Some(pid) = machine.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
         // It may have ended by itself.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     machine.wait().await.context("wait for QEMU")?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Done)
 }
 
 fn at_terminal() -> bool {

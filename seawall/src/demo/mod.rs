@@ -1,30 +1,70 @@
-//! `seawall demo`: the whole way in one minute on one machine. A source disk with a real writer, all parts on loopback,
-//! the source destroyed in mid-write, two recovery points restored and proven.
+//! `seawall demo`: the whole way in one minute on one machine. A source disk with a real writer; a site as `seawall server` runs
+//! it, an agent that enrolled there, a disk protected by one request to the config server, all on loopback; the source destroyed in mid-write, two recovery points restored and proven.
 //!
 //! Leaves nothing behind: everything is below one temporary directory; mounts are made in a mount namespace of the demo's own
 //! where the system allows it, and loop devices clear themselves when their last user is gone, so that even a killed demo leaves
 //! neither. Its directory is removed by the next demo.
 
+mod parts;
 mod proof;
 mod source;
 
-use std::net::TcpListener;
+use clap::{Args, ValueEnum};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use block::{ByteCount, Epoch, UnixNanos};
-use control::{PointInfo, PointSelector, TargetGroup};
+use control::fleet::JobInfo;
+use control::{PointInfo, PointSelector};
 use indicatif::{ProgressBar, ProgressStyle};
-use seawall_agent::{Agent, AgentConfig, SourceChoice};
-use seawall_process_server::ProcessServer;
-use seawall_target_server::TargetServer;
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{DemoOptions, DemoSource, InitOptions, Place, RestoreFormat, RestoreOptions};
-use crate::{init, restore, text};
+use crate::config::Place;
+use crate::restore::{RestoreFormat, RestoreOptions};
+use crate::server::Site;
+use crate::{restore, text};
+use parts::Parts;
 use source::{Scenario, Source};
+
+/// What the demo is asked to do.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  seawall demo
+  seawall demo --seconds 60 --json | tail -1 | jq .verified
+  To look at the console afterwards; ends with Ctrl-C:
+    seawall demo --hold
+
+As root it makes a disk with a filesystem and captures it with eBPF; otherwise it protects an image file by scanning.
+Exit status 0 only if everything was proven.")]
+pub(crate) struct DemoOptions {
+    /// How long the writer writes
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: u64,
+    /// One JSON object as the last line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How changes are found
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) source: DemoSource,
+    /// At the end, keep the site with its console up until Ctrl-C or SIGTERM
+    #[arg(long)]
+    pub(crate) hold: bool,
+}
+
+/// How the demo's agent finds changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoSource {
+    /// eBPF when allowed, else scan
+    #[default]
+    Auto,
+    /// eBPF, or fail
+    Ebpf,
+    /// Checksums, without privileges
+    Scan,
+}
 
 /// How often the recovery point objective is sampled.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
@@ -32,6 +72,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const FIRST_POINT_MAX: Duration = Duration::from_secs(120);
 /// After the source is gone, what is cached is applied within this, or something is wrong.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
+/// How often the config server is asked how the protection goes.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The last line with --json.
 #[derive(Debug, Serialize)]
@@ -49,6 +91,7 @@ struct Outcome {
     lost_ms: u64,
     restored: Vec<Restored>,
     verified: bool,
+    console: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,93 +147,91 @@ fn enter_own_namespace() -> anyhow::Result<()> {
 
 pub(crate) async fn run(options: DemoOptions) -> anyhow::Result<()> {
     enter_own_namespace()?;
+    let mut stop = Stop::new()?;
     let work = async {
         let dir = source::directory()?;
-        match options.source {
-            DemoSource::Scan => play(&options, dir.path(), Scenario::Scan).await,
-            DemoSource::Ebpf => play(&options, dir.path(), Scenario::Ebpf).await,
-            DemoSource::Auto if !scratch::is_root() => {
-                Teller { quiet: options.json }.say("Not root: an image file, followed by checksums (scan).");
-                play(&options, dir.path(), Scenario::Scan).await
-            }
-            DemoSource::Auto => match source::why_not_ebpf(dir.path()) {
-                None => play(&options, dir.path(), Scenario::Ebpf).await,
-                Some(why) => {
-                    let line =
-                        format!("No eBPF capture here ({why}): an image file, followed by checksums (scan).");
-                    Teller { quiet: options.json }.say(&line);
-                    play(&options, dir.path(), Scenario::Scan).await
-                }
-            },
-        }
+        let (outcome, site) = choose(&options, dir.path()).await?;
+        anyhow::Ok((dir, outcome, site))
     };
-    tokio::select! {
-        outcome = work => {
-            let outcome = outcome?;
-            if options.json {
-                println!("{}", serde_json::to_string(&outcome)?);
-            }
-            ensure!(outcome.verified, "a restored point did not pass its checks");
-            Ok(())
+    let (dir, outcome, site) = tokio::select! {
+        played = work => played?,
+        () = stop.asked() => anyhow::bail!("interrupted; everything is cleaned up"),
+    };
+    if options.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    }
+    if outcome.verified && options.hold {
+        Teller { quiet: options.json }.say(&format!(
+            "6. The site stays up with its recovery points: {} until Ctrl-C. For the commands with --dir: {}",
+            outcome.console,
+            site.path().display()
+        ));
+        stop.asked().await;
+    }
+    site.shutdown().await;
+    drop(dir);
+    ensure!(outcome.verified, "a restored point did not pass its checks");
+    Ok(())
+}
+
+/// Ctrl-C, or SIGTERM.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Stop> {
+        let terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+        Ok(Stop { terminate, interrupt: signal(SignalKind::interrupt()).context("wait for SIGINT")? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted; everything is cleaned up"),
     }
 }
 
-/// The parts, all in this process, on loopback.
-struct Parts {
-    agent: Agent,
-    process: seawall_process_server::Handle,
-    target: seawall_target_server::Handle,
-}
-
-async fn start(dir: &Path, device: &Path, choice: SourceChoice) -> anyhow::Result<Parts> {
-    let (process_address, target_address) = (free_address()?, free_address()?);
-    init::make(
-        &InitOptions {
-            dir: dir.to_owned(),
-            devices: vec![device.to_owned()],
-            name: "demo".into(),
-            process_server: process_address,
-            target_server: target_address,
+async fn choose(options: &DemoOptions, dir: &Path) -> anyhow::Result<(Outcome, Site)> {
+    match options.source {
+        DemoSource::Scan => play(options, dir, Scenario::Scan).await,
+        DemoSource::Ebpf => play(options, dir, Scenario::Ebpf).await,
+        DemoSource::Auto if !scratch::is_root() => {
+            Teller { quiet: options.json }.say("Not root: an image file, followed by checksums (scan).");
+            play(options, dir, Scenario::Scan).await
+        }
+        DemoSource::Auto => match source::why_not_ebpf(dir) {
+            None => play(options, dir, Scenario::Ebpf).await,
+            Some(why) => {
+                let line =
+                    format!("No eBPF capture here ({why}): an image file, followed by checksums (scan).");
+                Teller { quiet: options.json }.say(&line);
+                play(options, dir, Scenario::Scan).await
+            }
         },
-        dir,
-    )?;
-    let target = seawall_target_server::Config::load(&dir.join("target-server/target-server.toml"))?;
-    let target = TargetServer::start(target).await?;
-    let process = seawall_process_server::Config::load(&dir.join("process-server/process-server.toml"))?;
-    let process = ProcessServer::start(process).await?;
-    let mut agent = AgentConfig::load(&dir.join("agent/agent.toml"))?;
-    agent.agent.source = choice;
-    agent.agent.keep_tracking = false; // the demo leaves nothing behind
-    agent.agent.control_socket = Some(dir.join("agent.sock"));
-    let agent = tokio::task::block_in_place(|| Agent::start(agent))?;
-    Ok(Parts { agent, process, target })
+    }
 }
 
-/// An address on loopback that nobody uses just now.
-fn free_address() -> anyhow::Result<String> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port on loopback")?;
-    Ok(listener.local_addr()?.to_string())
-}
-
-fn group(parts: &Parts) -> Option<TargetGroup> {
-    parts.target.status().groups.into_iter().next()
-}
-
-async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::Result<Outcome> {
+async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::Result<(Outcome, Site)> {
     let teller = Teller { quiet: options.json };
     let source = tokio::task::block_in_place(|| Source::make(dir, scenario))?;
     teller.say(&format!("1. Source: {}", source.description()));
-    let parts = start(&dir.join("seawall"), source.device(), scenario.choice()).await?;
-    teller.say("2. Target server, process server and agent run on loopback, each with its own TLS identity.");
+    let parts = Parts::start(dir, scenario).await?;
+    let console = format!("{}/", parts.site.url());
+    teller.say(&format!(
+        "2. Config server, process server, target server and agent run on loopback, each with its own TLS identity.\n   \
+         The console: {console} (user admin, password {}).",
+        parts.password
+    ));
 
     let writers = source.write()?;
-    let began = Instant::now();
-    copy(&teller, &parts, began).await?;
-    let initial_copy = began.elapsed();
+    let job = parts.protect(source.device()).await?;
+    let initial_copy = copy(&teller, &parts, &job).await?;
     teller.say(&format!(
-        "3. Initial copy of {} while the writer wrote: {:.1} s to the first recovery point.",
+        "3. Protected by one request to the config server: checks, keys and the first copy of {} while the writer wrote took \
+         {:.1} s to the first recovery point.",
         source.size(),
         initial_copy.as_secs_f64()
     ));
@@ -204,27 +245,25 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
     // The disaster: agent and disk are gone while the writer writes.
     let records = writers.counts();
     let destroyed = UnixNanos::now();
-    let Parts { agent, process, target } = parts;
-    let report = agent.report();
-    tokio::task::block_in_place(|| {
-        agent.shutdown();
-        source.destroy(writers)
-    })?;
+    let report = parts.report();
+    let Parts { agent, site, .. } = parts;
+    agent.shutdown().await;
+    tokio::task::block_in_place(|| source.destroy(writers))?;
     teller.say(&format!(
         "4. Replicated for {} s: lag p50 {p50} ms, p99 {p99} ms. Then the source was destroyed in mid-write: agent gone, \
          disk overwritten.",
         options.seconds
     ));
-    let (points, newest) = settle(&target, report.cached).await?;
+    let (points, newest) = settle(&site, report.cached).await?;
     let lost = destroyed.since(newest.cut_time);
-    let older = older_point(&dir.join("seawall"), newest.clone()).await?;
+    let older = older_point(site.path(), newest.clone()).await?;
 
     let mut restored = Vec::new();
     for point in [newest, older] {
         let out = dir.join(format!("restored-{}.img", point.epoch));
         let began = Instant::now();
         restore::run(&RestoreOptions {
-            place: Place { dir: Some(dir.join("seawall")) },
+            place: Place { dir: Some(site.path().to_owned()) },
             volume: source.volume_name(),
             group: None,
             point: PointSelector::Epoch(point.epoch),
@@ -257,9 +296,6 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
             fault,
         });
     }
-    process.shutdown().await?;
-    target.shutdown().await;
-
     let verified =
         restored.iter().all(|restored| restored.verified) && restored[0].records >= restored[1].records;
     let outcome = Outcome {
@@ -276,6 +312,7 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
         lost_ms: lost.as_millis() as u64,
         restored,
         verified,
+        console,
     };
     if verified {
         teller.say(&format!(
@@ -289,24 +326,29 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
             outcome.bytes_sent
         ));
     }
-    Ok(outcome)
+    Ok((outcome, site))
 }
 
-/// Waits for the first recovery point, with a bar.
-async fn copy(teller: &Teller, parts: &Parts, began: Instant) -> anyhow::Result<()> {
+/// Waits for the first recovery point, with a bar; how long it took since it was asked for, checks and keys included.
+async fn copy(teller: &Teller, parts: &Parts, job: &JobInfo) -> anyhow::Result<Duration> {
     let bar = teller.bar(1, "   {bar:30} {bytes}/{total_bytes} {msg} {eta} left");
+    let (asked, mut looked) = (Instant::now(), Instant::now());
     loop {
-        let report = parts.agent.report();
-        if group(parts).is_some_and(|group| group.newest_point.is_some()) {
+        if looked.elapsed() >= LOOK_EVERY {
+            parts.look_at(job).await?;
+            looked = Instant::now();
+        }
+        let report = parts.report();
+        if parts.group().is_some_and(|group| group.newest_point.is_some()) {
             bar.finish_and_clear();
-            return Ok(());
+            return Ok(asked.elapsed());
         }
         let total: ByteCount = report.volumes.iter().map(|volume| volume.volume.size).sum();
         bar.set_length(total.0);
         bar.set_position(total.saturating_sub(report.remaining_bytes()).0);
         bar.set_message(text::rate(report.sent_bytes_per_s) + " sent");
         ensure!(
-            began.elapsed() < FIRST_POINT_MAX,
+            asked.elapsed() < FIRST_POINT_MAX,
             "wait for the first recovery point: none after {} s; the agent says: {} {}",
             FIRST_POINT_MAX.as_secs(),
             report.state.meaning(),
@@ -323,12 +365,12 @@ async fn live(teller: &Teller, parts: &Parts, time: Duration) -> Vec<u64> {
     let mut lags = Vec::new();
     while began.elapsed() < time {
         tokio::time::sleep(SAMPLE_EVERY).await;
-        let Some(group) = group(parts) else { continue };
+        let Some(group) = parts.group() else { continue };
         let lag = group
             .newest_point
             .map_or(u64::MAX, |point| UnixNanos::now().since(point.cut_time).as_millis() as u64);
         lags.push(lag);
-        let report = parts.agent.report();
+        let report = parts.report();
         bar.set_position(began.elapsed().as_millis() as u64);
         bar.set_message(format!(
             "{}: lag {lag} ms, churn {}, {} points, epoch {}",
@@ -343,12 +385,13 @@ async fn live(teller: &Teller, parts: &Parts, time: Duration) -> Vec<u64> {
 }
 
 /// Waits until everything that is cached is applied, and gives the number of points and the newest.
-async fn settle(target: &seawall_target_server::Handle, cached: Epoch) -> anyhow::Result<(u64, PointInfo)> {
+async fn settle(site: &Site, cached: Epoch) -> anyhow::Result<(u64, PointInfo)> {
     let began = Instant::now();
     let mut stable = (Epoch::NONE, Instant::now());
     loop {
-        let group =
-            target.status().groups.into_iter().next().context("the target server has lost its group")?;
+        let status = site.target().and_then(seawall_target_server::FleetTargetServer::status);
+        let group = status.and_then(|status| status.groups.into_iter().next());
+        let group = group.context("the target server has lost its group")?;
         if group.applied != stable.0 {
             stable = (group.applied, Instant::now());
         }

@@ -13,7 +13,6 @@ use anyhow::{Context, ensure};
 use block::ByteCount;
 use scratch::lanes::{Lane, Writers};
 use scratch::{FileSystem, LoopDisk, Mount};
-use seawall_agent::SourceChoice;
 
 /// Below the system's directory for temporary files; the process id tells whose it is.
 const DIRECTORY_PREFIX: &str = "seawall-demo-";
@@ -35,10 +34,11 @@ pub(super) enum Scenario {
 }
 
 impl Scenario {
-    pub(super) fn choice(self) -> SourceChoice {
+    /// As the agent's configuration says it.
+    pub(super) fn source(self) -> &'static str {
         match self {
-            Scenario::Ebpf => SourceChoice::Ebpf,
-            Scenario::Scan => SourceChoice::Scan,
+            Scenario::Ebpf => "ebpf",
+            Scenario::Scan => "scan",
         }
     }
 }
@@ -159,7 +159,7 @@ impl Source {
         ByteCount(if self.disk.is_some() { DISK_BYTES } else { IMAGE_BYTES })
     }
 
-    /// As `seawall init` names it.
+    /// As the config server names it.
     pub(super) fn volume_name(&self) -> String {
         self.device().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }

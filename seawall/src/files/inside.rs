@@ -4,7 +4,7 @@
 //! the mount. Were that nbdfuse, it would wait for what the file system still writes to be taken by nbdfuse.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -12,25 +12,26 @@ use scratch::{LoopDisk, Mount};
 
 use super::find::{self, FileSystem};
 use super::{Task, Work, copy, leave_error, list};
+use crate::exit::Exit;
 
 /// How long nbdfuse may take to show the export.
 const FUSE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What goes wrong is told by the outside.
-pub(crate) fn run(task: &str) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(task: &str) -> anyhow::Result<Exit> {
     let task: Task = serde_json::from_str(task).context("read what is to be done inside")?;
     let outcome = match &task.export {
         None => show(&task),
-        Some(export) => look(&task, export).map(|()| ExitCode::SUCCESS),
+        Some(export) => look(&task, export).map(|()| Exit::Done),
     };
     Ok(outcome.unwrap_or_else(|error| {
         leave_error(&task.dir, &error);
-        ExitCode::FAILURE
+        Exit::Failed
     }))
 }
 
 /// Shows the export as a file, and leaves the rest to a process that mounts where nbdfuse does not see it.
-fn show(task: &Task) -> anyhow::Result<ExitCode> {
+fn show(task: &Task) -> anyhow::Result<Exit> {
     let fused = Fused::start(&task.uri, &task.dir.join("export"))?;
     let task = Task { export: Some(fused.file()), ..task.clone() };
     let program = std::env::current_exe().context("find this program")?;
@@ -38,7 +39,7 @@ fn show(task: &Task) -> anyhow::Result<ExitCode> {
     command.args(["--mount", "--propagation", "private", "--"]).arg(program).arg("files-inside");
     let status =
         command.arg(serde_json::to_string(&task)?).status().context("run unshare (of util-linux)")?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.success() { Exit::Done } else { Exit::Failed })
 }
 
 fn look(task: &Task, export: &Path) -> anyhow::Result<()> {

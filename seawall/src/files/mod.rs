@@ -13,7 +13,12 @@ mod inside;
 mod list;
 mod lvm;
 
+use crate::config::Place;
+use block::GroupId;
+use clap::{Args, Subcommand};
+use control::PointSelector;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, bail, ensure};
@@ -22,8 +27,83 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::ask::Servers;
-use crate::cli::{FilesAction, FilesOptions};
 use crate::export::{find, uri};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  What file systems there are:
+    seawall files ls vda --point latest
+  A directory, and a file of it:
+    seawall files ls vda --point 1207 /etc
+    seawall files get vda --point 1207 /etc/fstab --out fstab.old
+  A directory with everything below, of the second partition:
+    seawall files get vda --point latest /srv/data --fs p2 --out /tmp/data
+  To another program:
+    seawall files get vda --point latest /var/lib/app.sql --out - | head
+
+As root; nbdfuse (of libnbd-bin, with fuse3) is needed. File systems are mounted on an overlay where nobody else sees them,
+so that their journals are replayed and the replica does not change; nothing stays behind, also when the command is killed.")]
+pub(crate) struct FilesOptions {
+    #[command(subcommand)]
+    pub(crate) action: FilesAction,
+}
+
+impl FilesOptions {
+    pub(crate) fn common(&self) -> &FilesCommon {
+        match &self.action {
+            FilesAction::Ls(options) => &options.common,
+            FilesAction::Get(options) => &options.common,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FilesAction {
+    /// List file systems, or what is in a directory
+    Ls(FilesLsOptions),
+    /// Copy a file, or a directory with everything below it
+    Get(FilesGetOptions),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FilesCommon {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume, by name or identity
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: String,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// File system, where there are several: its name, label or UUID, as `ls` without a path shows them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) fs: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FilesLsOptions {
+    #[command(flatten)]
+    pub(crate) common: FilesCommon,
+    /// What to list; without it the file systems
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FilesGetOptions {
+    #[command(flatten)]
+    pub(crate) common: FilesCommon,
+    /// What to get
+    pub(crate) path: PathBuf,
+    /// Where to; `-` for standard output [default: its name, here]
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
 
 pub(crate) use inside::run as run_inside;
 

@@ -1,6 +1,5 @@
 //! `seawall job`: what the config server does that takes long.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -9,10 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{Fleet, ProfilePlace, ago, say_json};
+use crate::exit::Exit;
 use crate::text;
 
-/// Exit status when a job that was watched could not be done.
-const NOT_DONE: u8 = 3;
 /// A job that is watched is asked after so often.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -83,7 +81,7 @@ impl JobOptions {
     }
 }
 
-pub(crate) async fn run(options: &JobOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: &JobOptions) -> anyhow::Result<Exit> {
     match &options.command {
         JobCommand::List { last, common } => {
             let jobs: Page<JobInfo> = Fleet::open(&common.place)?.get(&format!("/jobs?limit={last}")).await?;
@@ -111,16 +109,11 @@ pub(crate) async fn run(options: &JobOptions) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Done)
 }
 
 /// Says what job has begun; with `watch`, how it goes on until it ends, and by the exit status how it ended.
-pub(crate) async fn follow(
-    fleet: &Fleet,
-    begun: JobInfo,
-    watch: bool,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
+pub(crate) async fn follow(fleet: &Fleet, begun: JobInfo, watch: bool, json: bool) -> anyhow::Result<Exit> {
     if !watch {
         match json {
             true => say_json(&begun)?,
@@ -132,7 +125,7 @@ pub(crate) async fn follow(
                 begun.id
             ))?,
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Exit::Done);
     }
     let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(100) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed} [{eta} left] {msg}")?);
@@ -143,8 +136,8 @@ pub(crate) async fn follow(
         text::say(&render_one(&ended))?;
     }
     Ok(match ended.state {
-        JobState::Done => ExitCode::SUCCESS,
-        _ => ExitCode::from(NOT_DONE),
+        JobState::Done => Exit::Done,
+        _ => Exit::Short,
     })
 }
 

@@ -151,11 +151,15 @@ fn token_name() -> anyhow::Result<Name> {
     Ok(format!("seawall_{host}").parse()?)
 }
 
-/// From the terminal, without showing it, or from standard input.
-async fn ask_password(user: &Name) -> anyhow::Result<String> {
+pub(crate) async fn ask_password(user: &Name) -> anyhow::Result<String> {
+    ask_secret(&format!("Password of {user}")).await
+}
+
+/// From the terminal, without showing it, or the next line of standard input.
+pub(crate) async fn ask_secret(what: &str) -> anyhow::Result<String> {
     let silent = match std::io::stdin().is_terminal() {
         true => {
-            eprint!("Password of {user}: ");
+            eprint!("{what}: ");
             Some(Silent::begin().context("keep the terminal from showing the password")?)
         }
         false => None,
@@ -170,14 +174,14 @@ async fn ask_password(user: &Name) -> anyhow::Result<String> {
     });
     let line = tokio::select! {
         line = line => line.context("read the password")?.context("read the password")?,
-        _ = tokio::signal::ctrl_c() => bail!("log in: interrupted"),
+        _ = tokio::signal::ctrl_c() => bail!("{what}: interrupted"),
     };
     if silent.is_some() {
         eprintln!();
     }
     let password = line.trim_end_matches(['\n', '\r']);
     if password.is_empty() {
-        bail!("log in: no password was given; type it, or give it as the first line of standard input");
+        bail!("{what}: none was given; type it, or give it as a line of standard input");
     }
     Ok(password.to_owned())
 }

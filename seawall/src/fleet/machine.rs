@@ -5,9 +5,11 @@ use std::time::Duration;
 use block::ByteCount;
 use clap::{Args, Subcommand};
 use control::fleet::{GroupInfo, MachineInfo};
-use serde_json::json;
+use serde::Serialize;
 
-use super::{Fleet, ProfilePlace, ago, say_json};
+use super::change::{Certain, Common, Watched};
+use super::{Fleet, ago};
+use crate::exit::Exit;
 use crate::text;
 
 #[derive(Debug, Args)]
@@ -24,61 +26,85 @@ pub(crate) struct MachineOptions {
 enum MachineCommand {
     /// All of them, and how each is
     #[command(after_help = "Example:\n  seawall machine list --json")]
-    List(Common),
+    List(Watched),
+    /// Bring one into the fleet over SSH, or its agent's program up to date
+    Push(super::push::PushOptions),
+    /// Take one that is not protected out of the fleet, and revoke its certificates
+    #[command(after_help = "Example:\n  seawall machine remove web --yes")]
+    Remove {
+        /// Which, by name or id
+        machine: String,
+        #[command(flatten)]
+        certain: Certain,
+        #[command(flatten)]
+        common: Common,
+    },
     /// One with its disks, and how its protection is, stage by stage
     #[command(after_help = "Example:\n  seawall machine show web")]
     Show {
         /// Which, by name or id
         machine: String,
         #[command(flatten)]
-        common: Common,
+        watched: Watched,
     },
-}
-
-#[derive(Debug, Args)]
-struct Common {
-    #[command(flatten)]
-    place: ProfilePlace,
-    /// One JSON object instead of tables
-    #[arg(long)]
-    json: bool,
 }
 
 impl MachineOptions {
     pub(crate) fn json(&self) -> bool {
         match &self.command {
-            MachineCommand::List(common) | MachineCommand::Show { common, .. } => common.json,
+            MachineCommand::List(watched) | MachineCommand::Show { watched, .. } => watched.common.json,
+            MachineCommand::Remove { common, .. } => common.json,
+            MachineCommand::Push(options) => options.common.json,
         }
     }
 }
 
-pub(crate) async fn run(options: &MachineOptions) -> anyhow::Result<()> {
+/// What `show` fetches.
+#[derive(Debug, Serialize)]
+struct Shown {
+    machine: MachineInfo,
+    group: Option<GroupInfo>,
+}
+
+#[derive(Debug, Serialize)]
+struct Listed {
+    machines: Vec<MachineInfo>,
+}
+
+pub(crate) async fn run(options: &MachineOptions) -> anyhow::Result<Exit> {
     match &options.command {
-        MachineCommand::List(common) => {
-            let machines: Vec<MachineInfo> = Fleet::open(&common.place)?.all("/machines").await?;
-            if common.json {
-                return say_json(&json!({ "machines": machines }));
-            }
-            Ok(text::say(&render(&machines))?)
+        MachineCommand::List(watched) => {
+            let fleet = Fleet::open(&watched.common.place)?;
+            let look = || async { Ok(Listed { machines: fleet.all("/machines").await? }) };
+            watched.show(look, |listed| render(&listed.machines)).await
         }
-        MachineCommand::Show { machine, common } => {
+        MachineCommand::Show { machine, watched } => {
+            let fleet = Fleet::open(&watched.common.place)?;
+            let look = || async {
+                let machine = fleet.machine(machine).await?;
+                let group = match machine.protected {
+                    true => Some(fleet.get(&format!("/groups/{}", machine.group)).await?),
+                    false => None,
+                };
+                Ok(Shown { machine, group })
+            };
+            watched.show(look, |shown| render_one(&shown.machine, shown.group.as_ref())).await
+        }
+        MachineCommand::Push(options) => super::push::run(options).await,
+        MachineCommand::Remove { machine, certain, common } => {
             let fleet = Fleet::open(&common.place)?;
             let machine = fleet.machine(machine).await?;
-            let group: Option<GroupInfo> = match machine.protected {
-                true => Some(fleet.get(&format!("/groups/{}", machine.group)).await?),
-                false => None,
-            };
-            if common.json {
-                return say_json(&json!({ "machine": machine, "group": group }));
-            }
-            Ok(text::say(&render_one(&machine, group.as_ref()))?)
+            let name = machine.name.as_str();
+            certain.ask("remove machine", name, "Its certificates will be revoked.")?;
+            let acted = fleet.destroy(&format!("/machines/{}", machine.id), name).await?;
+            acted.say(common, &format!("The machine {name} is removed."))
         }
     }
 }
 
 fn render(machines: &[MachineInfo]) -> String {
     if machines.is_empty() {
-        return "No machine has enrolled; `seawall token create` says how.\n".to_owned();
+        return "No machine has enrolled; `seawall machine push USER@HOST` or `seawall token create` brings one.\n".to_owned();
     }
     let mut table =
         text::table(&["Machine", "Protected", "State", "Last report", "Version", "What to do"], &[]);
@@ -140,7 +166,7 @@ fn time(ms: i64) -> String {
     text::span(Duration::from_millis(u64::try_from(ms).unwrap_or_default()))
 }
 
-fn render_group(group: &GroupInfo) -> String {
+pub(super) fn render_group(group: &GroupInfo) -> String {
     let mut volumes = text::table(&["Volume", "Disk", "Size", "Capture", "Still to read"], &[2, 4]);
     for volume in &group.volumes {
         volumes.add_row([

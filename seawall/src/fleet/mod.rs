@@ -2,25 +2,37 @@
 
 pub(crate) mod alert;
 pub(crate) mod api;
+pub(crate) mod api_token;
+pub(crate) mod approval;
+pub(crate) mod change;
+pub(crate) mod discover;
 pub(crate) mod events;
+pub(crate) mod group;
 pub(crate) mod job;
 pub(crate) mod login;
+pub(crate) mod look;
 pub(crate) mod machine;
+pub(crate) mod policy;
 pub(crate) mod protect;
+pub(crate) mod push;
+pub(crate) mod server;
+pub(crate) mod setting;
 pub(crate) mod token;
+pub(crate) mod user;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use block::UnixNanos;
 use clap::Args;
-use control::fleet::{MachineInfo, Page, ProblemCode, UnixMillis};
+use control::fleet::{MachineInfo, Page, ProblemCode, ResourceId, UnixMillis};
 use enrol::{Client, EnrolError, Profile};
 use hyper::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::exit::{Exit, stop};
 use crate::text;
 
 /// Entries that are asked for at once; the config server gives no more.
@@ -63,11 +75,16 @@ impl Fleet {
     pub(crate) fn open(place: &ProfilePlace) -> anyhow::Result<Fleet> {
         let path = place.find()?;
         let profile = match Profile::load(&path) {
-            Err(EnrolError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => bail!(
-                "read profile {}: there is none; log in with `seawall login --server URL --fingerprint HEX`, \
-                 or name another one with --profile",
-                path.display()
-            ),
+            Err(EnrolError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(stop(
+                    Exit::Refused,
+                    format!(
+                        "read profile {}: there is none; log in with `seawall login --server URL --fingerprint HEX`, \
+                         or name another one with --profile",
+                        path.display()
+                    ),
+                ));
+            }
             loaded => loaded?,
         };
         let client = profile.client().map_err(advise)?;
@@ -132,13 +149,28 @@ impl Fleet {
         let found =
             machines.iter().find(|machine| machine.name.as_str() == named || machine.id.as_str() == named);
         let Some(found) = found else {
-            bail!(
-                "find machine {named}: {}",
-                there_are(machines.iter().map(|machine| machine.name.as_str()))
-            );
+            return Err(not_there("machine", named, machines.iter().map(|machine| machine.name.as_str())));
         };
         self.get(&format!("/machines/{}", found.id)).await
     }
+}
+
+/// The id of the one of this name.
+fn id_of<'a>(
+    what: &str,
+    named: &str,
+    mut there: impl Iterator<Item = (&'a str, &'a ResourceId)> + Clone,
+) -> anyhow::Result<ResourceId> {
+    let names = there.clone().map(|(name, _)| name);
+    match there.find(|(name, _)| *name == named) {
+        Some((_, id)) => Ok(id.clone()),
+        None => Err(not_there(what, named, names)),
+    }
+}
+
+/// What was named is not among these.
+fn not_there<'a>(what: &str, named: &str, names: impl Iterator<Item = &'a str>) -> anyhow::Error {
+    stop(Exit::NotFound, format!("find {what} {named}: {}", there_are(names)))
 }
 
 /// Names shown where one was not found.
@@ -159,15 +191,18 @@ fn there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
 /// The error, with what to do.
 fn advise(error: EnrolError) -> anyhow::Error {
     match &error {
-        EnrolError::Unreachable { .. } => anyhow::anyhow!(
-            "{error}. Look whether it runs (`seawall-config-server run`) and whether the network lets the port through."
+        EnrolError::Unreachable { .. } => stop(
+            Exit::Unreachable,
+            format!(
+                "{error}. Look whether it runs (`seawall-config-server run`) and whether the network lets the port through."
+            ),
         ),
         EnrolError::Tls { .. } => anyhow::anyhow!(
             "{error}. Compare the fingerprint with the one that `seawall-config-server check-config` prints there; \
              `seawall login` with the right one mends the profile."
         ),
         EnrolError::Problem(problem) if problem.is(ProblemCode::Unauthenticated) => {
-            anyhow::anyhow!("{}; log in again with `seawall login`", problem.detail)
+            stop(Exit::Refused, format!("{}; log in again with `seawall login`", problem.detail))
         }
         _ => anyhow::Error::new(error),
     }

@@ -1,13 +1,12 @@
 //! `seawall protect` and `seawall unprotect`.
 
-use std::io::{IsTerminal, Write};
-use std::process::ExitCode;
-
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::Args;
 use control::fleet::{JobInfo, PolicyInfo, Protect, ResourceId, ServerInfo, Unprotect, VolumeChoice};
 
-use super::{Fleet, ProfilePlace, job, there_are};
+use super::change::Certain;
+use super::{Fleet, ProfilePlace, id_of, job};
+use crate::exit::Exit;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -49,9 +48,8 @@ with --watch: 0 when it is done, 3 when it could not be done.")]
 pub(crate) struct UnprotectOptions {
     #[command(flatten)]
     common: Common,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    certain: Certain,
 }
 
 #[derive(Debug, Args)]
@@ -81,7 +79,7 @@ impl UnprotectOptions {
     }
 }
 
-pub(crate) async fn protect(options: &ProtectOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn protect(options: &ProtectOptions) -> anyhow::Result<Exit> {
     let fleet = Fleet::open(&options.common.place)?;
     let machine = fleet.machine(&options.common.machine).await?;
     let policy = match &options.policy {
@@ -113,25 +111,13 @@ pub(crate) async fn protect(options: &ProtectOptions) -> anyhow::Result<ExitCode
     job::follow(&fleet, begun, options.common.watch, options.common.json).await
 }
 
-pub(crate) async fn unprotect(options: &UnprotectOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn unprotect(options: &UnprotectOptions) -> anyhow::Result<Exit> {
     let fleet = Fleet::open(&options.common.place)?;
     let machine = fleet.machine(&options.common.machine).await?;
     let name = machine.name.to_string();
     ensure!(machine.protected, "unprotect {name}: it is not protected; nothing need be done");
-    if !options.yes {
-        let about = format!("The disks of {name} will not be captured any more; its recovery points stay.");
-        ensure!(
-            std::io::stdin().is_terminal(),
-            "unprotect {name}: {about} There is nobody to ask here; say --yes"
-        );
-        eprint!("{about} Type its name to go on: ");
-        std::io::stderr().flush()?;
-        let mut typed = String::new();
-        std::io::stdin().read_line(&mut typed)?;
-        if typed.trim() != name {
-            bail!("unprotect {name}: {:?} was typed; nothing was done", typed.trim());
-        }
-    }
+    let about = format!("The disks of {name} will not be captured any more; its recovery points stay.");
+    options.certain.ask("unprotect", &name, &about)?;
     let path = format!("/groups/{}/unprotect", machine.group);
     let begun: JobInfo = fleet.post(&path, &Unprotect { confirm: name }).await?;
     job::follow(&fleet, begun, options.common.watch, options.common.json).await
@@ -140,16 +126,4 @@ pub(crate) async fn unprotect(options: &UnprotectOptions) -> anyhow::Result<Exit
 async fn server(fleet: &Fleet, what: &str, path: &str, named: &str) -> anyhow::Result<ResourceId> {
     let servers: Vec<ServerInfo> = fleet.all(path).await?;
     id_of(what, named, servers.iter().map(|server| (server.name.as_str(), &server.id)))
-}
-
-fn id_of<'a>(
-    what: &str,
-    named: &str,
-    mut there: impl Iterator<Item = (&'a str, &'a ResourceId)> + Clone,
-) -> anyhow::Result<ResourceId> {
-    let names = there.clone().map(|(name, _)| name);
-    match there.find(|(name, _)| *name == named) {
-        Some((_, id)) => Ok(id.clone()),
-        None => bail!("find {what} {named}: {}", there_are(names)),
-    }
 }

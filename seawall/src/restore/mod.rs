@@ -14,7 +14,10 @@ mod compare;
 mod qcow2;
 mod target;
 
+use crate::config::Place;
+use clap::{Args, ValueEnum};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
@@ -26,11 +29,68 @@ use tokio::signal::unix::{SignalKind, signal};
 use wire::ViewReader;
 
 use crate::ask::Servers;
-use crate::cli::{RestoreFormat, RestoreOptions};
 use crate::export::find;
 use crate::text;
 use compare::Comparison;
 use target::Target;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  The newest state, as a raw image that any tool can boot or mount:
+    seawall restore --volume vdb --point latest --out vdb.img
+  An older one (`seawall points` lists them):
+    seawall restore --volume vdb --point 1207 --out vdb-1207.img
+
+  As qcow2, through qemu-img:
+    seawall restore --volume vdb --point latest --out vdb.qcow2 --format qcow2
+  Onto a disk that holds much of it already; only what differs is fetched and written:
+    seawall restore --volume vdb --point latest --out /dev/vdc --delta --verify
+
+A file appears under its name only when it is whole and durable; until then it is FILE.partial. Interrupted, the same command
+goes on: what is there is compared with the point, piece by piece (a device: add --delta). What arrives is compared with the
+hash that the server made while sending; --verify reads what was written once more.
+A device that is mounted or in use, or not empty, is refused without --force or --delta; one that is too small always.")]
+pub(crate) struct RestoreOptions {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Volume, by name or identity
+    #[arg(long, value_name = "NAME|ID")]
+    pub(crate) volume: String,
+    /// Group, where several have such a volume
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<GroupId>,
+    /// Recovery point: `latest`, or the number of an epoch
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: PointSelector,
+    /// File or block device to write
+    #[arg(long, value_name = "FILE|DEVICE")]
+    pub(crate) out: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: RestoreFormat,
+    /// Change what is there, in place, where it differs from the point
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) delta: bool,
+    /// Replace FILE; overwrite DEVICE also when it is in use or not empty
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Read everything once more at the end, and compare it with the point
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// One JSON object at the end, and no progress
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a restore writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RestoreFormat {
+    /// The disk's bytes as they are, sparse
+    #[default]
+    Raw,
+    /// QEMU's format; always compared with the point at the end
+    Qcow2,
+}
 
 /// What a restore did.
 struct Done {

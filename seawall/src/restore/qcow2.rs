@@ -10,8 +10,8 @@ use tokio::process::Command;
 
 use super::{Done, bar};
 use crate::ask::Servers;
-use crate::cli::RestoreOptions;
 use crate::export::{find, uri};
+use crate::restore::RestoreOptions;
 use crate::restore::target::Naming;
 
 const TOOL: &str = "qemu-img";

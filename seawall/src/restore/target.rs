@@ -9,7 +9,7 @@ use block::ByteCount;
 use rustix::fs::{CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use crate::cli::RestoreOptions;
+use crate::restore::RestoreOptions;
 
 /// How much of a device must be zeroes for it to be taken for an empty one.
 const EMPTY_BYTES: usize = 1 << 20;

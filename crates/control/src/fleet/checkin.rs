@@ -7,6 +7,11 @@ use crate::{AgentReport, GroupPoints, ProcessServerStatus, StateCode, TargetServ
 
 /// Disks that one machine may report. More are left out by the agent, and refused by the config server.
 pub const DISKS_MAX: usize = 256;
+/// Guests of a virtual machine host that one machine may report. More are left out by the agent, and refused by the config
+/// server.
+pub const GUESTS_MAX: usize = 256;
+/// Disks of one guest. More are left out by the agent, and refused by the config server.
+pub const GUEST_DISKS_MAX: usize = 32;
 /// Tasks of one part that may be under way. More wait.
 pub const TASKS_MAX: usize = 16;
 /// Groups whose points a target is asked for at once.
@@ -52,6 +57,10 @@ pub struct CheckIn {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_items = 256)]
     pub disks: Option<Vec<DiskInfo>>,
+    /// Virtual machines of a host with libvirt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 256)]
+    pub guests: Option<Vec<GuestInfo>>,
     /// Room on the part's own store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
@@ -109,10 +118,39 @@ pub struct DiskInfo {
     pub known_by: String,
     /// Its size, in bytes.
     pub bytes: u64,
+    /// Written to it, in bytes a second, by the kernel's count over the last minutes; left out until that has been seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_bytes_per_s: Option<u64>,
     /// What is on it, part by part.
     #[serde(default)]
     #[schema(max_items = 64)]
     pub uses: Vec<DiskUse>,
+}
+
+/// A virtual machine, as its host's libvirt knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestInfo {
+    /// Its name there.
+    #[schema(max_length = 255)]
+    pub name: String,
+    /// running, shut off, paused, ...
+    #[schema(max_length = 64)]
+    pub state: String,
+    /// Its disks.
+    #[serde(default)]
+    #[schema(max_items = 32)]
+    pub disks: Vec<GuestDisk>,
+}
+
+/// A disk of a virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestDisk {
+    /// What the guest calls it, as in vda.
+    #[schema(max_length = 64)]
+    pub target: String,
+    /// The host's file or device.
+    #[schema(max_length = 1000)]
+    pub source: String,
 }
 
 /// What a part of a disk is used for.

@@ -2,7 +2,7 @@ use block::{Generation, GroupId, Ladder};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Capacity, DiskInfo, Name, PartRole, ResourceId, UnixMillis};
+use super::{Capacity, DiskInfo, GuestInfo, Name, PartRole, ResourceId, UnixMillis};
 use crate::{Bottleneck, CaptureMode, PointInfo, Severity, StateCode};
 
 /// A part of a list.
@@ -49,6 +49,9 @@ pub struct MachineInfo {
     /// Its disks; left out in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskInfo>,
+    /// Virtual machines that it is the host of, where libvirt is there; left out in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<GuestInfo>,
 }
 
 /// A process or target server.
