@@ -110,7 +110,7 @@ pub(crate) async fn samples(
     Query(asked): Query<Stretch>,
 ) -> Answer<Json<Vec<SampleInfo>>> {
     let step = asked.step_s.unwrap_or(30);
-    if !crate::checkin::SAMPLE_STEPS.iter().any(|(kept, _)| *kept == step) {
+    if !crate::sample::SAMPLE_STEPS.iter().any(|(kept, _)| *kept == step) {
         return Err(invalid(format!("step_s is {step}, expected 30 or 600")));
     }
     let to = UnixMillis(asked.to.unwrap_or(UnixMillis::now().0));

@@ -9,6 +9,7 @@ mod counter;
 mod event;
 mod setting;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -21,6 +22,7 @@ pub(crate) use event::{Said, events_after, newest_event, prune_events, say, seve
 pub(crate) use setting::{read_settings, write_settings};
 
 use crate::fault::Answer;
+use crate::reports::Reports;
 
 /// Connections for reading.
 const READERS: u32 = 8;
@@ -48,6 +50,7 @@ pub(crate) struct Store {
     pub(crate) read: AnyPool,
     write: AnyPool,
     pub(crate) backend: Backend,
+    pub(crate) reports: Arc<Reports>,
 }
 
 /// Several statements that happen together or not at all.
@@ -77,7 +80,7 @@ impl Store {
         migrate(&write).await.with_context(|| format!("bring the tables of {shown} up to date"))?;
         let read =
             options(READERS).connect(&full).await.with_context(|| format!("open the database {shown}"))?;
-        Ok(Store { read, write, backend })
+        Ok(Store { read, write, backend, reports: Arc::default() })
     }
 
     /// Begins an act. Dropped before its end, it has not happened.

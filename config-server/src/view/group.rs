@@ -1,10 +1,11 @@
 //! A group over all stages: where it stands, how old its newest point is, and why.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use block::{Epoch, GroupId, Ladder, UnixNanos};
 use control::fleet::{
-    GroupInfo, Overview, Page, PartReport, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
+    GroupInfo, Name, Overview, Page, Policy, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
 };
 use control::{
     AgentReport, Bottleneck, ProcessGroup, ProcessServerStatus, ResyncStatus, Severity, StateCode,
@@ -17,13 +18,17 @@ use super::part::SILENT_AFTER;
 use super::policy::policy_of_text;
 use crate::api::guard::parse;
 use crate::fault::{Answer, internal, not_found};
+use crate::reports::{Report, Served};
 use crate::store::Store;
 
-/// What is kept beside groups, and what servers reported: each read once for all groups.
+/// What is kept beside groups, and what parts reported: each read once for all groups.
 #[derive(Default)]
 struct Around {
-    process: HashMap<String, (UnixMillis, ProcessServerStatus)>,
-    target: HashMap<String, (UnixMillis, TargetServerStatus)>,
+    /// By part.
+    reports: HashMap<String, Arc<Report>>,
+    /// By server: when it was last heard of.
+    seen: HashMap<String, UnixMillis>,
+    policies: HashMap<String, (Name, Policy)>,
     /// By group.
     target_ids: HashMap<String, Vec<String>>,
     /// By group: name and device.
@@ -43,8 +48,8 @@ pub(crate) struct Watched {
 }
 
 const GROUP: &str = "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state AS declared,
-        m.name, m.report, m.seen, m.trouble, p.name AS policy_name, p.policy, g.created
-    FROM protection_groups g JOIN parts m ON m.id = g.machine_id JOIN policies p ON p.id = g.policy_id
+        m.name, m.seen, m.trouble, g.created
+    FROM protection_groups g JOIN parts m ON m.id = g.machine_id
     WHERE g.state <> 'removed'";
 
 pub(crate) async fn groups(store: &Store, after: &str, limit: i64) -> Answer<Page<GroupInfo>> {
@@ -53,7 +58,7 @@ pub(crate) async fn groups(store: &Store, after: &str, limit: i64) -> Answer<Pag
         .bind(limit)
         .fetch_all(&store.read)
         .await?;
-    let around = Around::load(store, None).await?;
+    let around = Around::load(store, &rows, None).await?;
     let items: Vec<GroupInfo> =
         rows.iter().map(|row| Ok(group_of_row(row, &around)?.group)).collect::<Answer<_>>()?;
     let next = (items.len() as i64 == limit).then(|| items.last().map(|last| last.id.to_string())).flatten();
@@ -66,7 +71,7 @@ pub(crate) async fn group(store: &Store, id: &GroupId) -> Answer<GroupInfo> {
         .fetch_optional(&store.read)
         .await?
         .ok_or_else(|| not_found("group", id))?;
-    let around = Around::load(store, Some(id)).await?;
+    let around = Around::load(store, std::slice::from_ref(&row), Some(id)).await?;
     Ok(group_of_row(&row, &around)?.group)
 }
 
@@ -75,30 +80,31 @@ pub(crate) async fn watched(store: &Store) -> Answer<Vec<Watched>> {
     let rows = sqlx::query(&format!("{GROUP} AND g.state = 'protected' ORDER BY g.id"))
         .fetch_all(&store.read)
         .await?;
-    let around = Around::load(store, None).await?;
+    let around = Around::load(store, &rows, None).await?;
     rows.iter().map(|row| group_of_row(row, &around)).collect()
 }
 
 impl Around {
-    /// Of one group, or of all.
-    async fn load(store: &Store, group: Option<&GroupId>) -> Answer<Around> {
-        let rows = sqlx::query(
-            "SELECT id, report, seen FROM parts WHERE role <> 'agent' AND removed = 0 AND report <> ''",
-        )
-        .fetch_all(&store.read)
-        .await?;
+    /// Of these groups: one, or as many as all.
+    async fn load(store: &Store, rows: &[AnyRow], group: Option<&GroupId>) -> Answer<Around> {
         let mut around = Around::default();
-        for row in &rows {
-            let (id, seen): (String, i64) = (row.try_get("id")?, row.try_get("seen")?);
-            match report_of(row)? {
-                Some(PartReport::ProcessServer(status)) => {
-                    around.process.insert(id, (UnixMillis(seen), status));
-                }
-                Some(PartReport::TargetServer(status)) => {
-                    around.target.insert(id, (UnixMillis(seen), status));
-                }
-                Some(PartReport::Agent(_)) | None => {}
-            }
+        let mut parts = Vec::with_capacity(rows.len());
+        for row in rows {
+            parts.push((row.try_get("machine_id")?, UnixMillis(row.try_get("seen")?)));
+        }
+        let servers = sqlx::query("SELECT id, seen FROM parts WHERE role <> 'agent' AND removed = 0")
+            .fetch_all(&store.read)
+            .await?;
+        for row in &servers {
+            let (id, seen): (String, _) = (row.try_get("id")?, UnixMillis(row.try_get("seen")?));
+            around.seen.insert(id.clone(), seen);
+            parts.push((id, seen));
+        }
+        around.reports = store.reports.of(&store.read, parts.into_iter()).await?;
+        let policies = sqlx::query("SELECT id, name, policy FROM policies").fetch_all(&store.read).await?;
+        for row in &policies {
+            let policy = policy_of_text(&row.try_get::<String, _>("policy")?)?;
+            around.policies.insert(row.try_get("id")?, (parse(row.try_get("name")?)?, policy));
         }
         let only = group.map(|id| format!("WHERE group_id = '{id}'")).unwrap_or_default();
         let sql = format!("SELECT group_id, target_id FROM group_targets {only} ORDER BY target_id");
@@ -114,12 +120,20 @@ impl Around {
     }
 }
 
-fn report_of(row: &AnyRow) -> Answer<Option<PartReport>> {
-    let text: String = row.try_get("report")?;
-    if text.is_empty() {
-        return Ok(None);
+impl Around {
+    fn process(&self, id: &str) -> Option<(UnixMillis, &Served<ProcessServerStatus>)> {
+        match &**self.reports.get(id)? {
+            Report::ProcessServer(served) => Some((*self.seen.get(id)?, served)),
+            _ => None,
+        }
     }
-    serde_json::from_str(&text).map(Some).map_err(|error| internal("read a part's report", error))
+
+    fn target(&self, id: &str) -> Option<(UnixMillis, &Served<TargetServerStatus>)> {
+        match &**self.reports.get(id)? {
+            Report::TargetServer(served) => Some((*self.seen.get(id)?, served)),
+            _ => None,
+        }
+    }
 }
 
 fn is_fresh(seen: UnixMillis) -> bool {
@@ -132,23 +146,22 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
     let volumes = around.volumes.get(&named).map_or(&[][..], Vec::as_slice);
     let id: GroupId = parse(named)?;
     let agent_seen = UnixMillis(row.try_get("seen")?);
-    let report = match report_of(row)? {
-        Some(PartReport::Agent(report)) => Some(*report),
+    let machine: String = row.try_get("machine_id")?;
+    let report = match around.reports.get(&machine).map(|report| &**report) {
+        Some(Report::Agent(report)) => Some(&**report),
         _ => None,
     };
     let process_id: String = row.try_get("process_id")?;
-    let process = around.process.get(&process_id);
-    let process_group = process.and_then(|(_, status)| status.groups.iter().find(|group| group.group == id));
+    let process = around.process(&process_id);
+    let process_group = process.and_then(|(_, served)| served.group(&id));
     // Of several targets the one that is furthest counts: from it one could recover.
-    let targets =
-        target_ids.iter().filter_map(|target| around.target.get(target)).filter_map(|(seen, status)| {
-            let group = status.groups.iter().find(|group| group.group == id)?;
-            Some((*seen, group))
-        });
+    let targets = target_ids.iter().filter_map(|target| {
+        let (seen, served) = around.target(target)?;
+        Some((seen, served.group(&id)?))
+    });
     let target = targets.max_by_key(|(_, group)| group.applied);
     let kept = row.try_get::<String, _>("declared")? == "kept";
-    let stages =
-        stages((agent_seen, report.as_ref(), kept), (process.map(|(seen, _)| *seen), process_group), target);
+    let stages = stages((agent_seen, report, kept), (process.map(|(seen, _)| seen), process_group), target);
     let state = stages
         .iter()
         .map(|stage| stage.state)
@@ -158,26 +171,28 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
         let age = UnixNanos::now().since(point.cut_time);
         i64::try_from(age.as_millis()).unwrap_or(i64::MAX)
     });
-    let volumes = volumes.iter().map(|volume| volume_of(volume, report.as_ref(), target.map(|(_, g)| g)));
+    let volumes = volumes.iter().map(|volume| volume_of(volume, report, target.map(|(_, g)| g)));
     let mut warnings: Vec<String> = target.map(|(_, group)| group.warnings.clone()).unwrap_or_default();
     let trouble: String = row.try_get("trouble")?;
     if !trouble.is_empty() {
         warnings.push(format!("The agent could not take up what it was told: {trouble}"));
     }
-    let lag = report.as_ref().map_or(0, |report| {
+    let lag = report.map_or(0, |report| {
         report.remaining_bytes().get() + report.epoch_memory_used.get() + report.ring_used.get()
     });
-    let policy = policy_of_text(&row.try_get::<String, _>("policy")?)?;
+    let policy_id: String = row.try_get("policy_id")?;
+    let (policy_name, policy) =
+        around.policies.get(&policy_id).ok_or_else(|| internal("find a group's policy", &policy_id))?;
     let group = GroupInfo {
         id,
-        machine: parse(row.try_get("machine_id")?)?,
+        machine: parse(machine)?,
         name: parse(row.try_get("name")?)?,
         protected: !kept,
         generation: block::Generation(
             u64::try_from(row.try_get::<i64, _>("generation")?).unwrap_or_default(),
         ),
-        policy: parse(row.try_get("policy_id")?)?,
-        policy_name: parse(row.try_get("policy_name")?)?,
+        policy: parse(policy_id)?,
+        policy_name: policy_name.clone(),
         process_server: parse(process_id)?,
         target_servers: target_ids.iter().cloned().map(parse::<ResourceId>).collect::<Answer<_>>()?,
         volumes: volumes.collect(),
@@ -185,7 +200,7 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
         meaning: state.meaning().to_owned(),
         what_to_do: state.what_to_do().to_owned(),
         severity: state.severity(),
-        ladder: ladder(report.as_ref(), process_group, target.map(|(_, group)| group)),
+        ladder: ladder(report, process_group, target.map(|(_, group)| group)),
         rpo_ms: rpo,
         rpo_ms_max: policy.rpo_s_max.saturating_mul(1000) as i64,
         rpo_stages: stages,
@@ -193,8 +208,8 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
         newest_point: target.and_then(|(_, group)| group.newest_point.clone()),
         oldest_point: target.and_then(|(_, group)| group.oldest_point.clone()),
         points: target.map_or(0, |(_, group)| group.points),
-        churn_bytes_per_s: report.as_ref().map_or(0.0, |report| report.churn_bytes_per_s),
-        sent_bytes_per_s: report.as_ref().map_or(0.0, |report| report.sent_bytes_per_s),
+        churn_bytes_per_s: report.map_or(0.0, |report| report.churn_bytes_per_s),
+        sent_bytes_per_s: report.map_or(0.0, |report| report.sent_bytes_per_s),
         lag_bytes: lag + process_group.map_or(0, |group| group.cached_bytes.get()),
         warnings,
     };
@@ -205,7 +220,7 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
             .and_then(|(_, group)| group.newest_application_cut_time)
             .map(UnixMillis::from),
         since: Some(UnixMillis(row.try_get("created")?)),
-        resync: report.and_then(|report| report.resync),
+        resync: report.and_then(|report| report.resync.clone()),
     })
 }
 
