@@ -43,6 +43,10 @@ struct Arrived {
     role: PartRole,
     name: String,
     said: CheckIn,
+    /// What it reported, as it is kept; made before others wait for it.
+    report: String,
+    /// A machine's disks, as they are kept; empty when they are as they were.
+    disks: String,
     answer: oneshot::Sender<Answer<()>>,
 }
 
@@ -92,7 +96,14 @@ pub(crate) async fn check_in(
     sensible(role, &said)?;
     let (digest, revoked_version) = (said.digest.clone(), said.revoked_version);
     let (answer, kept) = oneshot::channel();
-    let arrived = Arrived { part: part.clone(), role, name, said, answer };
+    let json = |kept: serde_json::Result<String>| kept.map_err(|error| internal("keep a report", error));
+    let report = said.report.as_ref().map(serde_json::to_string).transpose();
+    let disks = said.disks.as_ref().map(serde_json::to_string).transpose();
+    let (report, disks) =
+        (json(report.map(Option::unwrap_or_default))?, json(disks.map(Option::unwrap_or_default))?);
+    // PostgreSQL has no texts with it.
+    let disks = disks.replace("\\u0000", "?");
+    let arrived = Arrived { part: part.clone(), role, name, said, report, disks, answer };
     app.check_ins.arrived.try_send(arrived).map_err(|_| {
         fault(
             ProblemCode::Unavailable,
@@ -146,6 +157,11 @@ fn sensible(role: PartRole, said: &CheckIn) -> Answer<()> {
     let long = |update: &&control::fleet::TaskUpdate| {
         update.message.len() > MESSAGE_BYTES_MAX || update.result.to_string().len() > RESULT_BYTES_MAX
     };
+    if let Some(update) =
+        said.tasks.iter().find(|update| !update.result.is_object() && !update.result.is_null())
+    {
+        return Err(invalid(format!("The result of task {} is neither an object nor null", update.id)));
+    }
     match said.tasks.iter().find(long) {
         Some(update) => Err(invalid(format!("The result of task {} is too long", update.id))),
         None => Ok(()),
@@ -275,11 +291,6 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, now: UnixMillis, was: Option
         (None, Some(state)) => state.code(),
         (None, None) => "idle",
     };
-    let report = said.report.as_ref().map(serde_json::to_string).transpose();
-    let report = report.map_err(|error| internal("keep a report", error))?.unwrap_or_default();
-    // Nothing when they are as they were.
-    let disks = said.disks.as_ref().map(serde_json::to_string).transpose();
-    let disks = disks.map_err(|error| internal("keep a machine's disks", error))?;
     let trouble = said.trouble.clone().or_else(|| said.report.as_ref()?.last_error().map(str::to_owned));
     let capacity = said.capacity;
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -295,13 +306,13 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, now: UnixMillis, was: Option
     .bind(code)
     .bind(trouble.unwrap_or_default().replace('\0', "?"))
     .bind(&said.digest)
-    .bind(report)
+    .bind(&arrived.report)
     .bind(said.address.clone().unwrap_or_default())
     .bind(said.sealing_key.clone().unwrap_or_default())
     .bind(capacity.map_or(0, |capacity| number(capacity.bytes_total)))
     .bind(capacity.map_or(0, |capacity| number(capacity.bytes_free)))
     .bind(said.certificate_expires.0)
-    .bind(disks.unwrap_or_default().replace("\\u0000", "?"))
+    .bind(&arrived.disks)
     .bind(&arrived.part)
     .execute(&mut **act)
     .await?;

@@ -3,7 +3,7 @@
 //! Rooms: `config` reads the file; `init` makes a new one; `store` keeps the state; `server` listens and starts everything;
 //! `api` has every act, each behind its guard (`api::guard`: who asks, whether they may, the audit log); `view` makes the
 //! pictures that are shown; `console` has the pages for people, which use the API as everybody does; `checkin` takes what parts report, `reports` has it
-//! at hand, `sample` keeps figures of it for charts; `desired` says what each is to do; `job` and `protect` do
+//! at hand, as `declared` has what is declared, `sample` keeps figures of it for charts; `desired` says what each is to do; `job` and `protect` do
 //! what is long.
 //!
 //! What is declared is in the store; parts fetch it and act on it whether this server runs or not. So an outage of any length
@@ -19,6 +19,7 @@ mod checkin;
 mod config;
 mod console;
 mod credentials;
+mod declared;
 mod desired;
 mod fault;
 mod init;

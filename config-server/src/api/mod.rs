@@ -202,7 +202,18 @@ fn protection() -> Vec<Act> {
         )
         .takes::<f::Protect>()
         .gives::<f::JobInfo>(202, "The job"),
-        Act::get("/groups", VIEW, "The groups", look::groups).gives_page::<f::GroupInfo>("By id"),
+        Act::get("/groups", VIEW, "The groups", look::groups)
+            .gives_page::<f::GroupInfo>("By id, or those that need a look first")
+            .query(
+                "order",
+                "By id, where nothing is told twice or left out; or those that need a look first, as they are now",
+                json!({ "type": "string", "enum": ["id", "attention"], "default": "id" }),
+            )
+            .query(
+                "name",
+                "With order=attention: those whose names have this in them",
+                json!({ "type": "string", "maxLength": 64 }),
+            ),
         Act::get("/groups/{id}", VIEW, "A group over all stages", look::group)
             .gives::<f::GroupInfo>(200, "The group"),
         Act::patch(
