@@ -10,6 +10,7 @@
 mod compare;
 pub mod data;
 pub mod disk;
+pub mod fleet;
 mod way;
 
 pub use compare::{Pair, compare, quick, result};

@@ -18,6 +18,7 @@ use crate::app::App;
 use crate::desired::desired;
 use crate::fault::{Answer, fault, internal, invalid};
 use crate::job::open_tasks;
+use crate::sample::{Samples, Slots};
 use crate::store::{Act, Said, say};
 use crate::view;
 
@@ -35,9 +36,6 @@ const BATCH_WAIT: Duration = Duration::from_millis(20);
 const MESSAGE_BYTES_MAX: usize = 2000;
 /// The longest result of a task, in bytes of JSON.
 const RESULT_BYTES_MAX: usize = 64 * 1024;
-/// Distances between figures for charts, in seconds, and how long they are kept.
-pub const SAMPLE_STEPS: [(i64, Duration); 2] =
-    [(30, Duration::from_secs(6 * 3600)), (600, Duration::from_secs(90 * 86_400))];
 
 /// A check-in on its way.
 struct Arrived {
@@ -45,6 +43,10 @@ struct Arrived {
     role: PartRole,
     name: String,
     said: CheckIn,
+    /// What it reported, as it is kept; made before others wait for it.
+    report: String,
+    /// A machine's disks, as they are kept; empty when they are as they were.
+    disks: String,
     answer: oneshot::Sender<Answer<()>>,
 }
 
@@ -94,7 +96,14 @@ pub(crate) async fn check_in(
     sensible(role, &said)?;
     let (digest, revoked_version) = (said.digest.clone(), said.revoked_version);
     let (answer, kept) = oneshot::channel();
-    let arrived = Arrived { part: part.clone(), role, name, said, answer };
+    let json = |kept: serde_json::Result<String>| kept.map_err(|error| internal("keep a report", error));
+    let report = said.report.as_ref().map(serde_json::to_string).transpose();
+    let disks = said.disks.as_ref().map(serde_json::to_string).transpose();
+    let (report, disks) =
+        (json(report.map(Option::unwrap_or_default))?, json(disks.map(Option::unwrap_or_default))?);
+    // PostgreSQL has no texts with it.
+    let disks = disks.replace("\\u0000", "?");
+    let arrived = Arrived { part: part.clone(), role, name, said, report, disks, answer };
     app.check_ins.arrived.try_send(arrived).map_err(|_| {
         fault(
             ProblemCode::Unavailable,
@@ -155,6 +164,11 @@ fn sensible(role: PartRole, said: &CheckIn) -> Answer<()> {
     let long = |update: &&control::fleet::TaskUpdate| {
         update.message.len() > MESSAGE_BYTES_MAX || update.result.to_string().len() > RESULT_BYTES_MAX
     };
+    if let Some(update) =
+        said.tasks.iter().find(|update| !update.result.is_object() && !update.result.is_null())
+    {
+        return Err(invalid(format!("The result of task {} is neither an object nor null", update.id)));
+    }
     match said.tasks.iter().find(long) {
         Some(update) => Err(invalid(format!("The result of task {} is too long", update.id))),
         None => Ok(()),
@@ -210,7 +224,7 @@ async fn reply(
 
 /// Keeps check-ins until the config server stops.
 pub(crate) async fn run(app: Arc<App>, mut queue: Queue) {
-    let mut slots: HashMap<(String, i64), i64> = HashMap::new();
+    let mut slots = Slots::new();
     while let Some(first) = queue.0.recv().await {
         tokio::time::sleep(BATCH_WAIT).await;
         let mut batch = vec![first];
@@ -220,59 +234,78 @@ pub(crate) async fn run(app: Arc<App>, mut queue: Queue) {
                 Err(_) => break,
             }
         }
-        let kept = keep_all(&app, &batch, &mut slots).await;
+        let now = UnixMillis::now();
+        let kept = keep_all(&app, &batch, now, &mut slots).await;
         for arrived in batch {
+            if kept.is_ok() {
+                app.store.reports.put(arrived.part, now, arrived.said.report);
+            }
             // Whoever does not wait any more comes again.
             let _ = arrived.answer.send(kept.clone());
         }
     }
 }
 
-async fn keep_all(app: &App, batch: &[Arrived], slots: &mut HashMap<(String, i64), i64>) -> Answer<()> {
+async fn keep_all(app: &App, batch: &[Arrived], now: UnixMillis, slots: &mut Slots) -> Answer<()> {
     let mut act = app.store.act().await?;
     let places: Vec<String> = (1..=batch.len()).map(|place| format!("${place}")).collect();
-    let sql = format!("SELECT id, state, silent, seen FROM parts WHERE id IN ({})", places.join(", "));
-    let mut query = sqlx::query(&sql);
+    let sql =
+        format!("SELECT id, state, silent, seen, group_id FROM parts WHERE id IN ({})", places.join(", "));
+    // As many texts as there are lengths of batches are not worth being prepared for ever.
+    let mut query = sqlx::query(&sql).persistent(false);
     for arrived in batch {
         query = query.bind(arrived.part.as_str());
     }
     let rows = query.fetch_all(&mut *act).await?;
     let mut before = HashMap::new();
     for row in &rows {
-        let (id, state): (String, String) = (row.try_get("id")?, row.try_get("state")?);
-        before
-            .insert(id, (state, row.try_get::<i64, _>("silent")? != 0, row.try_get::<i64, _>("seen")? == 0));
+        let was = Was {
+            state: row.try_get("state")?,
+            silent: row.try_get::<i64, _>("silent")? != 0,
+            first: row.try_get::<i64, _>("seen")? == 0,
+            group: row.try_get("group_id")?,
+        };
+        before.insert(row.try_get::<String, _>("id")?, was);
     }
-    let mut sampled = Vec::new();
+    let mut samples = Samples::new(slots, now);
     for arrived in batch {
         let was = before.get(&arrived.part);
-        keep_one(&mut act, arrived, was).await?;
-        sample(&mut act, arrived, slots, &mut sampled).await?;
+        keep_one(&mut act, arrived, now, was).await?;
+        let group = was.map(|was| was.group.as_str());
+        samples.take(&arrived.part, group, arrived.said.report.as_ref());
     }
+    let taken = samples.keep(&mut act).await?;
     act.commit().await?;
     // Only now, so that what was not kept is tried again.
-    slots.extend(sampled);
+    slots.extend(taken);
     Ok(())
 }
 
-async fn keep_one(act: &mut Act, arrived: &Arrived, was: Option<&(String, bool, bool)>) -> Answer<()> {
+/// How a part was before its check-in.
+struct Was {
+    state: String,
+    silent: bool,
+    first: bool,
+    /// An agent's group.
+    group: String,
+}
+
+async fn keep_one(act: &mut Act, arrived: &Arrived, now: UnixMillis, was: Option<&Was>) -> Answer<()> {
     let said = &arrived.said;
-    let now = UnixMillis::now();
     let state = said.report.as_ref().map(PartReport::state);
     let code = match (&said.trouble, state) {
         (Some(_), _) => control::StateCode::Misconfigured.code(),
         (None, Some(state)) => state.code(),
         (None, None) => "idle",
     };
-    let report = said.report.as_ref().map(serde_json::to_string).transpose();
-    let report = report.map_err(|error| internal("keep a report", error))?.unwrap_or_default();
     let trouble = said.trouble.clone().or_else(|| said.report.as_ref()?.last_error().map(str::to_owned));
     let capacity = said.capacity;
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     sqlx::query(
         "UPDATE parts SET version = $1, seen = $2, silent = 0, clock_ahead = $3, state = $4, trouble = $5, digest = $6,
-             report = $7, address = $8, sealing_key = $9, bytes_total = $10, bytes_free = $11, certificate_expires = $12
-         WHERE id = $13",
+             report = $7, address = $8, sealing_key = $9, bytes_total = $10, bytes_free = $11, certificate_expires = $12,
+             disks = CASE WHEN $13 = '' THEN disks ELSE $13 END
+         WHERE id = $14",
     )
     .bind(&said.version)
     .bind(now.0)
@@ -280,12 +313,13 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, was: Option<&(String, bool, 
     .bind(code)
     .bind(trouble.unwrap_or_default().replace('\0', "?"))
     .bind(&said.digest)
-    .bind(report)
+    .bind(&arrived.report)
     .bind(said.address.clone().unwrap_or_default())
     .bind(said.sealing_key.clone().unwrap_or_default())
     .bind(capacity.map_or(0, |capacity| number(capacity.bytes_total)))
     .bind(capacity.map_or(0, |capacity| number(capacity.bytes_free)))
     .bind(said.certificate_expires.0)
+    .bind(&arrived.disks)
     .bind(&arrived.part)
     .execute(&mut **act)
     .await?;
@@ -293,14 +327,6 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, was: Option<&(String, bool, 
         let json =
             serde_json::to_string(guests).map_err(|error| internal("keep a machine's guests", error))?;
         sqlx::query("UPDATE parts SET guests = $1 WHERE id = $2 AND guests <> $1")
-            .bind(json.replace("\\u0000", "?"))
-            .bind(&arrived.part)
-            .execute(&mut **act)
-            .await?;
-    }
-    if let Some(disks) = &said.disks {
-        let json = serde_json::to_string(disks).map_err(|error| internal("keep a machine's disks", error))?;
-        sqlx::query("UPDATE parts SET disks = $1 WHERE id = $2")
             .bind(json.replace("\\u0000", "?"))
             .bind(&arrived.part)
             .execute(&mut **act)
@@ -329,89 +355,24 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, was: Option<&(String, bool, 
         .execute(&mut **act)
         .await?;
     }
-    let Some((state_before, silent, first)) = was else { return Ok(()) };
+    let Some(was) = was else { return Ok(()) };
     let subject = format!("{}/{}", collection(arrived.role), arrived.part);
     let (role, name) = (arrived.role, &arrived.name);
-    if *first {
+    if was.first {
         let said = Said::new(
             EventKind::State,
             subject.clone(),
             format!("The {role} {name} reports for the first time"),
         );
         say(act, said).await?;
-    } else if *silent {
+    } else if was.silent {
         say(act, Said::new(EventKind::State, subject.clone(), format!("The {role} {name} reports again")))
             .await?;
     }
-    if *state_before != code {
+    if was.state != code {
         let severity = state.unwrap_or_default().severity();
-        let message = format!("The {role} {name} is {code}, was {state_before}");
+        let message = format!("The {role} {name} is {code}, was {}", was.state);
         say(act, Said::new(EventKind::State, subject, message).severity(severity)).await?;
-    }
-    Ok(())
-}
-
-/// The first figures of each stretch of time: of agents what they write and send, of targets how old the newest point is.
-async fn sample(
-    act: &mut Act,
-    arrived: &Arrived,
-    slots: &HashMap<(String, i64), i64>,
-    sampled: &mut Vec<((String, i64), i64)>,
-) -> Answer<()> {
-    let now = UnixMillis::now();
-    for (step, _) in SAMPLE_STEPS {
-        let slot = now.0.div_euclid(step * 1000);
-        // Whether this report is the first of the stretch, of the part or of one of its groups.
-        let mut is_first = |what: String| {
-            let key = (what, step);
-            let first = slots.get(&key) != Some(&slot);
-            if first {
-                sampled.push((key, slot));
-            }
-            first
-        };
-        match &arrived.said.report {
-            Some(PartReport::Agent(report)) if is_first(arrived.part.clone()) => {
-                let rate = |value: f64| value.max(0.0) as i64;
-                let bytes = |value: block::ByteCount| i64::try_from(value.get()).unwrap_or(i64::MAX);
-                sqlx::query(
-                    "INSERT INTO samples (group_id, step, slot, rpo, churn, sent, dirty, unsent)
-                     SELECT group_id, CAST($1 AS BIGINT), CAST($2 AS BIGINT), -1, CAST($3 AS BIGINT), CAST($4 AS BIGINT),
-                         CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM parts WHERE id = $7
-                     ON CONFLICT (group_id, step, slot) DO UPDATE SET churn = excluded.churn, sent = excluded.sent,
-                         dirty = excluded.dirty, unsent = excluded.unsent",
-                )
-                .bind(step)
-                .bind(slot)
-                .bind(rate(report.churn_bytes_per_s))
-                .bind(rate(report.sent_bytes_per_s))
-                .bind(bytes(report.remaining_bytes()))
-                .bind(bytes(report.unsent_bytes))
-                .bind(&arrived.part)
-                .execute(&mut **act)
-                .await?;
-            }
-            Some(PartReport::TargetServer(status)) => {
-                for group in &status.groups {
-                    let Some(point) = &group.newest_point else { continue };
-                    if !is_first(format!("{} {}", arrived.part, group.group)) {
-                        continue;
-                    }
-                    sqlx::query(
-                        "INSERT INTO samples (group_id, step, slot, rpo, churn, sent, dirty, unsent)
-                         VALUES ($1, $2, $3, $4, 0, 0, 0, 0)
-                         ON CONFLICT (group_id, step, slot) DO UPDATE SET rpo = excluded.rpo",
-                    )
-                    .bind(group.group.to_string())
-                    .bind(step)
-                    .bind(slot)
-                    .bind(now.since(UnixMillis::from(point.cut_time)).max(0))
-                    .execute(&mut **act)
-                    .await?;
-                }
-            }
-            _ => {}
-        }
     }
     Ok(())
 }
@@ -434,17 +395,4 @@ pub(crate) async fn note_silence(app: &App) -> Answer<()> {
         say(&mut act, said.severity(control::Severity::Notice)).await?;
     }
     Ok(act.commit().await?)
-}
-
-/// Lets old figures go.
-pub(crate) async fn prune_samples(act: &mut Act) -> Answer<()> {
-    for (step, kept) in SAMPLE_STEPS {
-        let oldest = (UnixMillis::now().0 - kept.as_millis() as i64).div_euclid(step * 1000);
-        sqlx::query("DELETE FROM samples WHERE step = $1 AND slot < $2")
-            .bind(step)
-            .bind(oldest)
-            .execute(&mut **act)
-            .await?;
-    }
-    Ok(())
 }

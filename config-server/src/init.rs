@@ -10,7 +10,7 @@ use durable::{OpenMode, RealStorage, Storage};
 use wire::Authority;
 
 use crate::api::access::{check_new_password, insert_user};
-use crate::api::declare::{DEFAULT_POLICY, insert_policy};
+use crate::api::policy::{DEFAULT_POLICY, insert_policy};
 use crate::config::Config;
 use crate::secret::{hash_password, new_id};
 use crate::store::Store;

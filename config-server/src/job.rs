@@ -172,22 +172,31 @@ pub(crate) async fn claim(app: &App) -> Answer<Vec<Held>> {
     .bind(AT_ONCE)
     .fetch_all(&app.store.read)
     .await?;
+    if free.is_empty() {
+        return Ok(Vec::new());
+    }
+    let places: Vec<String> = (0..free.len()).map(|place| format!("${}", place + 4)).collect();
+    // The conditions again: of two config servers that have read the same, the second finds nothing.
+    let sql = format!(
+        "UPDATE jobs SET lease_holder = $1, lease_until = $2, state = 'running'
+         WHERE state IN ('waiting', 'running') AND (lease_until < $3 OR lease_holder = $1) AND id IN ({})
+         RETURNING *",
+        places.join(", ")
+    );
+    let mut act = app.store.act().await?;
+    let mut query =
+        sqlx::query(&sql).persistent(false).bind(app.holder.as_str()).bind(now.plus(LEASE).0).bind(now.0);
+    for id in &free {
+        query = query.bind(id.as_str());
+    }
+    let mut rows = Vec::new();
+    for row in query.fetch_all(&mut *act).await? {
+        rows.push((row.try_get::<i64, _>("number")?, row));
+    }
+    act.commit().await?;
+    rows.sort_by_key(|(number, _)| *number);
     let mut held = Vec::new();
-    for id in free {
-        let mut act = app.store.act().await?;
-        // The conditions again: of two that have read the same, the second finds nothing.
-        let row = sqlx::query(
-            "UPDATE jobs SET lease_holder = $1, lease_until = $2, state = 'running'
-             WHERE id = $3 AND state IN ('waiting', 'running') AND (lease_until < $4 OR lease_holder = $1) RETURNING *",
-        )
-        .bind(app.holder.as_str())
-        .bind(now.plus(LEASE).0)
-        .bind(&id)
-        .bind(now.0)
-        .fetch_optional(&mut *act)
-        .await?;
-        act.commit().await?;
-        let Some(row) = row else { continue };
+    for (_, row) in rows {
         let job = crate::view::job_of_row(&row, true)?;
         held.push(Held {
             before: job.clone(),

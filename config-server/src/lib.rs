@@ -2,7 +2,8 @@
 //!
 //! Rooms: `config` reads the file; `init` makes a new one; `store` keeps the state; `server` listens and starts everything;
 //! `api` has every act, each behind its guard (`api::guard`: who asks, whether they may, the audit log); `view` makes the
-//! pictures that are shown; `console` has the pages for people, which use the API as everybody does; `checkin` takes what parts report; `desired` says what each is to do; `job` and `protect` do
+//! pictures that are shown; `console` has the pages for people, which use the API as everybody does; `checkin` takes what parts report, `reports` has it
+//! at hand, as `declared` has what is declared, `sample` keeps figures of it for charts; `desired` says what each is to do; `job` and `protect` do
 //! what is long.
 //!
 //! What is declared is in the store; parts fetch it and act on it whether this server runs or not. So an outage of any length
@@ -18,11 +19,14 @@ mod checkin;
 mod config;
 mod console;
 mod credentials;
+mod declared;
 mod desired;
 mod fault;
 mod init;
 mod job;
 mod protect;
+mod reports;
+mod sample;
 mod secret;
 mod server;
 mod store;
@@ -32,11 +36,12 @@ mod view;
 pub use api::openapi;
 pub use audit::AUDIT_KEPT;
 pub use backup::{backup, restore};
-pub use checkin::{CHECK_IN_EVERY_MS, CHECK_IN_SOON_MS, SAMPLE_STEPS};
+pub use checkin::{CHECK_IN_EVERY_MS, CHECK_IN_SOON_MS};
 pub use config::{Config, ConfigError, NAMES_MAX};
 pub use fault::Fault;
 pub use init::{InitOptions, init};
 pub use job::{JOBS_KEPT, JOBS_UNDER_WAY_MAX, LEASE};
 pub use protect::{CLOCK_SKEW_REFUSED_MS, CLOCK_SKEW_WARNED_MS};
+pub use sample::SAMPLE_STEPS;
 pub use secret::new_password;
 pub use server::{CONNECTIONS_MAX, ConfigServer, Handle, check, fingerprint};

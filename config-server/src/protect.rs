@@ -7,17 +7,18 @@ use std::collections::HashSet;
 
 use block::GroupId;
 use control::fleet::{
-    EventKind, JobKind, MachineInfo, PartReport, PartRole, Protect, ProtectedVolume, ResourceId, SealFor,
-    ServerInfo, StepInfo, StepState, TaskKind, UnixMillis,
+    EventKind, JobKind, MachineInfo, PartRole, Protect, ProtectedVolume, ResourceId, SealFor, ServerInfo,
+    StepInfo, StepState, TaskKind, UnixMillis,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 
-use crate::api::declare::DEFAULT_POLICY;
 use crate::api::guard::parse;
+use crate::api::policy::DEFAULT_POLICY;
 use crate::app::App;
 use crate::fault::{Answer, conflict, internal, invalid};
 use crate::job::{self, Asked, Held, ask, step, task_of};
+use crate::reports::Report;
 use crate::store::{Act, Counter, Said, count, say};
 use crate::view;
 
@@ -498,19 +499,18 @@ async fn not_taken_up(app: &App, plan: &Plan, machine: &ResourceId) -> Answer<Ve
     let mut waiting = Vec::new();
     let servers = plan.target_servers.iter().chain([&plan.process_server]);
     for part in servers.chain([machine]) {
-        let row = sqlx::query("SELECT name, role, report, trouble FROM parts WHERE id = $1")
+        let row = sqlx::query("SELECT name, role, seen, trouble FROM parts WHERE id = $1")
             .bind(part.as_str())
             .fetch_one(&app.store.read)
             .await?;
-        let report: Option<PartReport> = serde_json::from_str(&row.try_get::<String, _>("report")?).ok();
-        let has = match &report {
-            Some(PartReport::Agent(report)) => !report.volumes.is_empty(),
+        let heard = (part.to_string(), UnixMillis(row.try_get("seen")?));
+        let reports = app.store.reports.of(&app.store.read, std::iter::once(heard)).await?;
+        let has = match reports.get(part.as_str()).map(|report| &**report) {
+            Some(Report::Agent(report)) => !report.volumes.is_empty(),
             // A process server shows a group from the agent's first delivery on; the agent's report tells of that.
-            Some(PartReport::ProcessServer(_)) => true,
-            Some(PartReport::TargetServer(status)) => {
-                status.groups.iter().any(|group| group.group == plan.group)
-            }
-            None => false,
+            Some(Report::ProcessServer(_)) => true,
+            Some(Report::TargetServer(served)) => served.group(&plan.group).is_some(),
+            Some(Report::Nothing) | None => false,
         };
         if !has {
             let (role, name): (String, String) = (row.try_get("role")?, row.try_get("name")?);

@@ -17,6 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::RwLock;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -75,6 +76,7 @@ impl ConfigServer {
         let credentials = Arc::new(RwLock::new(own_credentials(&authority, &config)?));
         let fingerprint = fingerprint_of(&authority)?;
         let store = Store::open(&config.database).await?;
+        allow_connections();
         let listener = TcpListener::bind(&config.listen)
             .await
             .with_context(|| format!("listen on {}", config.listen))?;
@@ -167,6 +169,21 @@ impl Handle {
             }
         }
         self.app.store.close().await;
+    }
+}
+
+/// Every part keeps a connection open, and each is an open file: as many as the system lets this process have.
+fn allow_connections() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(u64::MAX);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "raise the limit of open files");
+    } else if wanted < CONNECTIONS_MAX as u64 {
+        tracing::warn!(
+            files = wanted,
+            "the system allows fewer open files than connections ({CONNECTIONS_MAX}); a large fleet needs a higher limit (LimitNOFILE=)"
+        );
     }
 }
 

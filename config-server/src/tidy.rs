@@ -1,17 +1,23 @@
 //! Letting old things go: what has ended and nobody looks at any more.
 
+use std::time::Duration;
+
 use control::fleet::UnixMillis;
 
 use crate::app::App;
 use crate::audit::AUDIT_KEPT;
-use crate::checkin::prune_samples;
 use crate::fault::Answer;
 use crate::job::JOBS_KEPT;
+use crate::sample::prune_samples;
 use crate::store::{Counter, prune_events, read_count};
+
+/// Reports that are older are read from the store when somebody asks.
+const REPORTS_AT_HAND: Duration = Duration::from_secs(3600);
 
 /// One round.
 pub(crate) async fn tidy(app: &App) -> Answer<()> {
     let now = UnixMillis::now();
+    app.store.reports.forget_before(UnixMillis(now.0 - REPORTS_AT_HAND.as_millis() as i64));
     let mut act = app.store.act().await?;
     prune_events(&mut act).await?;
     prune_samples(&mut act).await?;

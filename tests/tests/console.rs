@@ -260,6 +260,7 @@ fn from_the_login_to_a_recovery_point() {
         ("/users", "users"),
         ("/audit", "audit"),
         ("/settings", "settings"),
+        ("/settings/alerts", "alerts"),
     ] {
         console.open(path);
         browser.find("h1").unwrap();

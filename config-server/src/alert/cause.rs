@@ -1,12 +1,13 @@
 //! What is wrong, found from what is declared and reported.
 
 use block::ByteCount;
-use control::fleet::{AlertKind, AlertSettings, PartReport, PartRole, UnixMillis};
+use control::fleet::{AlertKind, AlertSettings, PartRole, UnixMillis};
 use control::{ResyncStage, Severity, StateCode};
 use sqlx::Row;
 
 use super::subject;
 use crate::fault::Answer;
+use crate::reports::Report;
 use crate::store::Store;
 use crate::view;
 
@@ -106,12 +107,18 @@ async fn of_groups(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>
 
 async fn of_parts(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>> {
     let rows = sqlx::query(
-        "SELECT id, role, name, state, silent, certificate_expires, bytes_total, bytes_free,
-             CASE WHEN role = 'process-server' THEN report ELSE '' END AS report
+        "SELECT id, role, name, state, silent, certificate_expires, bytes_total, bytes_free, seen
          FROM parts WHERE removed = 0 AND seen > 0",
     )
     .fetch_all(&store.read)
     .await?;
+    let mut process_servers = Vec::new();
+    for row in &rows {
+        if row.try_get::<String, _>("role")? == PartRole::ProcessServer.as_str() {
+            process_servers.push((row.try_get("id")?, UnixMillis(row.try_get("seen")?)));
+        }
+    }
+    let caches = store.reports.of(&store.read, process_servers.into_iter()).await?;
     let mut causes = Vec::new();
     for row in &rows {
         let role: PartRole = crate::api::guard::parse(row.try_get("role")?)?;
@@ -169,9 +176,8 @@ async fn of_parts(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>>
                 "Give it more space, or keep points for a shorter time.",
             );
         }
-        let report: String = row.try_get("report")?;
-        if let Ok(PartReport::ProcessServer(status)) = serde_json::from_str(&report) {
-            let (used, limit) = (status.cache_used.0, status.cache_limit.0);
+        if let Some(Report::ProcessServer(served)) = caches.get(&id).map(|report| &**report) {
+            let (used, limit) = (served.status.cache_used.0, served.status.cache_limit.0);
             if limit > 0
                 && u128::from(used) * 100 > u128::from(limit) * u128::from(settings.cache_used_percent)
             {

@@ -8,7 +8,7 @@ mod cause;
 mod deliver;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use control::Severity;
 use control::fleet::{AlertInfo, AlertKind, AlertSettings, EventKind, Mail, RECEIVERS_MAX, UnixMillis};
@@ -55,8 +55,14 @@ pub(crate) async fn run(app: Shared) {
 
 /// One look: raises what is new, clears what is over.
 async fn look(store: &Store) -> Answer<()> {
+    let began = Instant::now();
     let settings = settings(&mut *store.read.acquire().await?).await?;
     let causes = cause::all(store, &settings).await?;
+    tracing::debug!(
+        look_ms = began.elapsed().as_secs_f64() * 1000.0,
+        causes = causes.len(),
+        "looked for what is wrong"
+    );
     let wrong: HashMap<String, Cause> = causes.into_iter().map(|cause| (cause.key(), cause)).collect();
     let mut act = store.act().await?;
     let rows = sqlx::query("SELECT * FROM alerts WHERE cleared = 0").fetch_all(&mut *act).await?;

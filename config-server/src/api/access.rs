@@ -36,6 +36,8 @@ pub(crate) const LOGINS_OF_NAME_MAX: i64 = 100;
 pub(crate) const USERS_MAX: i64 = 1000;
 /// Tokens of one user. More are refused.
 pub(crate) const TOKENS_OF_USER_MAX: i64 = 100;
+/// Scopes of one token: there are no more.
+const SCOPES_MAX: usize = 4;
 /// The longest life of a token, in days.
 pub(crate) const TOKEN_DAYS_MAX: u32 = 366;
 
@@ -177,7 +179,11 @@ pub(crate) async fn change_own_password(
 ) -> Answer<StatusCode> {
     let (id, _) = caller.person()?;
     if matches!(caller, Caller::Person { token: Some(_), .. }) {
-        return Err(fault(ProblemCode::Forbidden, "A token cannot change its user's password", "Log in."));
+        return Err(fault(
+            ProblemCode::Forbidden,
+            "A token cannot change its user's password",
+            "Log in with your password; a session may do it.",
+        ));
     }
     let kept: String = sqlx::query_scalar("SELECT password FROM users WHERE id = $1")
         .bind(id.as_str())
@@ -387,6 +393,9 @@ pub(crate) async fn new_token(
     let (user, user_name) = caller.person()?;
     if !(1..=TOKEN_DAYS_MAX).contains(&asked.days) {
         return Err(invalid(format!("days is {}, expected 1 to {TOKEN_DAYS_MAX}", asked.days)));
+    }
+    if asked.scopes.len() > SCOPES_MAX {
+        return Err(invalid(format!("scopes has {} entries, at most {SCOPES_MAX} go", asked.scopes.len())));
     }
     let mut scopes = asked.scopes.clone();
     scopes.sort_unstable();

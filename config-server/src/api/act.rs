@@ -295,7 +295,13 @@ pub(crate) fn router(acts: Vec<Act>, app: &Shared) -> Router<Shared> {
     for act in acts {
         let path = format!("{API}{}", act.path);
         let label = format!("{} {path}", act.method.to_uppercase());
-        let guarded = Guarded { app: app.clone(), need: act.need, label: label.into(), audited: act.audited };
+        let guarded = Guarded {
+            app: app.clone(),
+            need: act.need,
+            label: label.into(),
+            audited: act.audited,
+            parameters: act.query.iter().map(|(name, ..)| *name).collect(),
+        };
         router = router.route(&path, act.service.layer(from_fn_with_state(guarded, guard)));
     }
     router

@@ -1,7 +1,4 @@
-//! What is declared: policies, protection, settings. What destroys asks for the name typed, and if the settings say so for a
-//! second person.
-
-use std::time::Duration;
+//! What is declared: protection, groups, parts, settings.
 
 use axum::Json;
 use axum::extract::State;
@@ -9,203 +6,18 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use block::GroupId;
 use control::fleet::{
-    Approval, ApprovalAnswer, ApprovalState, ChangeGroup, Confirm, EventKind, JobInfo, JobKind, Name,
-    NewPolicy, PartRole, PointNow, Policy, PolicyInfo, ProblemCode, Protect, ResourceId, Settings,
-    UnixMillis, Unprotect,
+    ChangeGroup, Confirm, EventKind, JobInfo, JobKind, PartRole, PointNow, Protect, ResourceId, Settings,
+    Unprotect,
 };
-use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::any::AnyRow;
 
-use crate::api::enrol::remove_part;
+use crate::api::approval::{Destructive, confirmed, destroy};
 use crate::api::extract::{Body, Id};
-use crate::api::guard::{Caller, What, parse};
+use crate::api::guard::Caller;
 use crate::app::{App, Shared};
-use crate::fault::{Answer, conflict, fault, internal, invalid, not_found};
+use crate::fault::{Answer, conflict, internal, invalid, not_found};
 use crate::job::{NewJob, insert_job};
-use crate::secret::new_id;
 use crate::store::{self, Counter, Said, count, say};
 use crate::view;
-
-/// Policies. More are refused.
-pub(crate) const POLICIES_MAX: i64 = 1000;
-/// How long an act waits for a second person.
-pub(crate) const APPROVAL_TIME: Duration = Duration::from_secs(7 * 86_400);
-/// Acts that wait for a second person. More are refused.
-pub(crate) const APPROVALS_MAX: i64 = 1000;
-/// The name of the policy that is taken when none is said.
-pub(crate) const DEFAULT_POLICY: &str = "default";
-
-/// An act that destroys, or that lets something be destroyed. Kept in this form until a second person has answered.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "act", rename_all = "kebab-case")]
-enum Destructive {
-    RemovePart { role: PartRole, id: ResourceId },
-    RemoveGroup { id: GroupId },
-    ShortenRetention { id: ResourceId, name: Name, policy: Policy },
-    FollowShorter { group: GroupId, policy: ResourceId },
-    DeletePolicy { id: ResourceId },
-    Settings { settings: Settings },
-}
-
-impl Destructive {
-    async fn perform(&self, act: &mut store::Act) -> Answer<()> {
-        match self {
-            Destructive::RemovePart { role, id } => remove_part(act, *role, id).await,
-            Destructive::RemoveGroup { id } => remove_group(act, id).await,
-            Destructive::ShortenRetention { id, name, policy } => write_policy(act, id, name, policy).await,
-            Destructive::FollowShorter { group, policy } => follow(act, group, policy).await,
-            Destructive::DeletePolicy { id } => drop_policy(act, id).await,
-            Destructive::Settings { settings } => {
-                store::write_settings(act, settings).await?;
-                let said = Said::new(EventKind::Declared, "settings", "The fleet's settings were changed");
-                Ok(say(act, said).await?)
-            }
-        }
-    }
-}
-
-/// Does it, or puts it before a second person.
-async fn destroy(app: &App, caller: &Caller, what: String, destructive: Destructive) -> Answer<Response> {
-    let (asker, _) = caller.person()?;
-    let mut act = app.store.act().await?;
-    if !store::read_settings(&mut act).await?.second_person {
-        destructive.perform(&mut act).await?;
-        act.commit().await?;
-        let mut response = StatusCode::NO_CONTENT.into_response();
-        response.extensions_mut().insert(What(what));
-        return Ok(response);
-    }
-    // Whether it can be done at all is found now, and not by the second person.
-    destructive.perform(&mut act).await?;
-    act.rollback().await?;
-    let mut act = app.store.act().await?;
-    let waiting: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM approvals WHERE state = 'waiting'")
-        .fetch_one(&mut *act)
-        .await?;
-    if waiting >= APPROVALS_MAX {
-        let detail = format!("{waiting} acts wait for a second person");
-        return Err(fault(ProblemCode::Limit, detail, "Answer them first."));
-    }
-    let asked = UnixMillis::now();
-    let approval = Approval {
-        id: new_id(),
-        what: what.clone(),
-        asked_by: caller.shown(),
-        asked,
-        expires: asked.plus(APPROVAL_TIME),
-        state: ApprovalState::Waiting,
-        answered_by: None,
-    };
-    let json = serde_json::to_string(&destructive).map_err(|error| internal("keep an act", error))?;
-    sqlx::query(
-        "INSERT INTO approvals (id, act, what, asker_id, asked_by, asked, expires, state, answered_by)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'waiting', '')",
-    )
-    .bind(approval.id.as_str())
-    .bind(json)
-    .bind(&approval.what)
-    .bind(asker.as_str())
-    .bind(&approval.asked_by)
-    .bind(asked.0)
-    .bind(approval.expires.0)
-    .execute(&mut *act)
-    .await?;
-    let message = format!("{} asks a second person: {what}", approval.asked_by);
-    say(&mut act, Said::new(EventKind::Access, format!("approvals/{}", approval.id), message)).await?;
-    act.commit().await?;
-    let mut response = (StatusCode::ACCEPTED, Json(approval)).into_response();
-    response.extensions_mut().insert(What(what));
-    Ok(response)
-}
-
-fn confirmed(typed: &str, name: &str) -> Answer<()> {
-    if typed == name {
-        return Ok(());
-    }
-    Err(fault(
-        ProblemCode::NotConfirmed,
-        format!("{typed:?} is not the name of what would be destroyed"),
-        format!("To do it, send its name as `confirm`: {name}"),
-    ))
-}
-
-fn approval_of_row(row: &AnyRow) -> Answer<Approval> {
-    let expires = UnixMillis(row.try_get("expires")?);
-    let state = match row.try_get::<String, _>("state")?.as_str() {
-        "waiting" if expires < UnixMillis::now() => ApprovalState::Expired,
-        "waiting" => ApprovalState::Waiting,
-        "approved" => ApprovalState::Approved,
-        _ => ApprovalState::Rejected,
-    };
-    let answered_by: String = row.try_get("answered_by")?;
-    Ok(Approval {
-        id: parse(row.try_get("id")?)?,
-        what: row.try_get("what")?,
-        asked_by: row.try_get("asked_by")?,
-        asked: UnixMillis(row.try_get("asked")?),
-        expires,
-        state,
-        answered_by: (!answered_by.is_empty()).then_some(answered_by),
-    })
-}
-
-pub(crate) async fn approvals(State(app): State<Shared>) -> Answer<Json<Vec<Approval>>> {
-    let rows = sqlx::query("SELECT * FROM approvals ORDER BY asked DESC LIMIT 1000")
-        .fetch_all(&app.store.read)
-        .await?;
-    Ok(Json(rows.iter().map(approval_of_row).collect::<Answer<_>>()?))
-}
-
-pub(crate) async fn answer_approval(
-    State(app): State<Shared>,
-    caller: Caller,
-    Id(id): Id<ResourceId>,
-    Body(answer): Body<ApprovalAnswer>,
-) -> Answer<Json<Approval>> {
-    let (answerer, _) = caller.person()?;
-    let mut act = app.store.act().await?;
-    let state = if answer.approve { "approved" } else { "rejected" };
-    // One statement, so that of two that answer at once only one does it.
-    let row = sqlx::query(
-        "UPDATE approvals SET state = $1, answered_by = $2
-         WHERE id = $3 AND state = 'waiting' AND expires > $4 RETURNING *",
-    )
-    .bind(state)
-    .bind(caller.shown())
-    .bind(id.as_str())
-    .bind(UnixMillis::now().0)
-    .fetch_optional(&mut *act)
-    .await?;
-    let Some(row) = row else {
-        let there: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM approvals WHERE id = $1")
-            .bind(id.as_str())
-            .fetch_one(&mut *act)
-            .await?;
-        return Err(match there {
-            0 => not_found("approval", id),
-            _ => conflict("It was answered already, or has expired", "Ask for the act again."),
-        });
-    };
-    if answer.approve {
-        if row.try_get::<String, _>("asker_id")? == answerer.as_str() {
-            return Err(fault(
-                ProblemCode::Forbidden,
-                "Who asked for an act cannot approve it",
-                "Ask another administrator; you may reject it.",
-            ));
-        }
-        let json: String = row.try_get("act")?;
-        let destructive: Destructive =
-            serde_json::from_str(&json).map_err(|error| internal("read an act that waits", error))?;
-        destructive.perform(&mut act).await?;
-    }
-    let approval = approval_of_row(&row)?;
-    let message = format!("{} has {state}: {}", caller.shown(), approval.what);
-    say(&mut act, Said::new(EventKind::Access, format!("approvals/{id}"), message)).await?;
-    act.commit().await?;
-    Ok(Json(approval))
-}
 
 pub(crate) async fn settings(State(app): State<Shared>) -> Answer<Json<Settings>> {
     let mut from = app.store.read.acquire().await?;
@@ -218,139 +30,6 @@ pub(crate) async fn set_settings(
     Body(settings): Body<Settings>,
 ) -> Answer<Response> {
     destroy(&app, &caller, "change the fleet's settings".to_owned(), Destructive::Settings { settings }).await
-}
-
-pub(crate) async fn policies(State(app): State<Shared>) -> Answer<Json<Vec<PolicyInfo>>> {
-    Ok(Json(view::policies(&app.store).await?))
-}
-
-pub(crate) async fn policy(State(app): State<Shared>, Id(id): Id<ResourceId>) -> Answer<Json<PolicyInfo>> {
-    Ok(Json(view::policy(&app.store, &id).await?))
-}
-
-fn sensible(policy: &Policy) -> Answer<()> {
-    policy.check().map_err(|error| invalid(format!("The policy makes no sense: {error}")))
-}
-
-pub(crate) async fn new_policy(
-    State(app): State<Shared>,
-    Body(asked): Body<NewPolicy>,
-) -> Answer<(StatusCode, Json<PolicyInfo>)> {
-    sensible(&asked.policy)?;
-    let id = new_id();
-    let mut act = app.store.act().await?;
-    insert_policy(&mut act, &id, &asked.name, &asked.policy).await?;
-    act.commit().await?;
-    Ok((StatusCode::CREATED, Json(view::policy(&app.store, &id).await?)))
-}
-
-/// Makes a policy.
-pub(crate) async fn insert_policy(
-    act: &mut store::Act,
-    id: &ResourceId,
-    name: &Name,
-    policy: &Policy,
-) -> Answer<()> {
-    let there: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM policies").fetch_one(&mut **act).await?;
-    if there >= POLICIES_MAX {
-        return Err(fault(
-            ProblemCode::Limit,
-            format!("There are {there} policies"),
-            "Delete those without groups.",
-        ));
-    }
-    free_policy_name(act, id, name).await?;
-    sqlx::query("INSERT INTO policies (id, name, policy, changed) VALUES ($1, $2, $3, $4)")
-        .bind(id.as_str())
-        .bind(name.as_str())
-        .bind(policy_json(policy)?)
-        .bind(UnixMillis::now().0)
-        .execute(&mut **act)
-        .await?;
-    let said = Said::new(EventKind::Declared, format!("policies/{id}"), format!("Policy {name} was made"));
-    Ok(say(act, said).await?)
-}
-
-fn policy_json(policy: &Policy) -> Answer<String> {
-    serde_json::to_string(policy).map_err(|error| internal("keep a policy", error))
-}
-
-async fn free_policy_name(act: &mut store::Act, id: &ResourceId, name: &Name) -> Answer<()> {
-    let taken: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM policies WHERE name = $1 AND id <> $2")
-        .bind(name.as_str())
-        .bind(id.as_str())
-        .fetch_one(&mut **act)
-        .await?;
-    match taken {
-        0 => Ok(()),
-        _ => Err(conflict(format!("There is a policy {name} already"), "Choose another name.")),
-    }
-}
-
-pub(crate) async fn set_policy(
-    State(app): State<Shared>,
-    caller: Caller,
-    Id(id): Id<ResourceId>,
-    Body(asked): Body<NewPolicy>,
-) -> Answer<Response> {
-    sensible(&asked.policy)?;
-    let before = view::policy(&app.store, &id).await?;
-    if before.groups > 0 && before.policy.keeps_more_than(&asked.policy) {
-        let what = format!("shorten the retention of policy {} with {} groups", before.name, before.groups);
-        let destructive = Destructive::ShortenRetention { id, name: asked.name, policy: asked.policy };
-        return destroy(&app, &caller, what, destructive).await;
-    }
-    let mut act = app.store.act().await?;
-    write_policy(&mut act, &id, &asked.name, &asked.policy).await?;
-    act.commit().await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-async fn write_policy(act: &mut store::Act, id: &ResourceId, name: &Name, policy: &Policy) -> Answer<()> {
-    free_policy_name(act, id, name).await?;
-    let changed = sqlx::query("UPDATE policies SET name = $1, policy = $2, changed = $3 WHERE id = $4")
-        .bind(name.as_str())
-        .bind(policy_json(policy)?)
-        .bind(UnixMillis::now().0)
-        .bind(id.as_str())
-        .execute(&mut **act)
-        .await?;
-    if changed.rows_affected() == 0 {
-        return Err(not_found("policy", id));
-    }
-    count(act, Counter::Declared).await?;
-    let said = Said::new(EventKind::Declared, format!("policies/{id}"), format!("Policy {name} was changed"));
-    Ok(say(act, said).await?)
-}
-
-pub(crate) async fn delete_policy(
-    State(app): State<Shared>,
-    caller: Caller,
-    Id(id): Id<ResourceId>,
-    Body(asked): Body<Confirm>,
-) -> Answer<Response> {
-    let there = view::policy(&app.store, &id).await?;
-    confirmed(&asked.confirm, there.name.as_str())?;
-    destroy(&app, &caller, format!("delete policy {}", there.name), Destructive::DeletePolicy { id }).await
-}
-
-async fn drop_policy(act: &mut store::Act, id: &ResourceId) -> Answer<()> {
-    let used: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM protection_groups WHERE policy_id = $1")
-        .bind(id.as_str())
-        .fetch_one(&mut **act)
-        .await?;
-    if used > 0 {
-        return Err(conflict(
-            format!("{used} groups follow or followed the policy"),
-            "Give them another policy first.",
-        ));
-    }
-    let gone =
-        sqlx::query("DELETE FROM policies WHERE id = $1").bind(id.as_str()).execute(&mut **act).await?;
-    if gone.rows_affected() == 0 {
-        return Err(not_found("policy", id));
-    }
-    Ok(say(act, Said::new(EventKind::Declared, format!("policies/{id}"), "A policy was deleted")).await?)
 }
 
 /// Begins to protect disks of a machine: a job, whose first steps look whether it can be done.
@@ -511,7 +190,7 @@ pub(crate) async fn change_group(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn follow(act: &mut store::Act, group: &GroupId, policy: &ResourceId) -> Answer<()> {
+pub(super) async fn follow(act: &mut store::Act, group: &GroupId, policy: &ResourceId) -> Answer<()> {
     let there: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM policies WHERE id = $1")
         .bind(policy.as_str())
         .fetch_one(&mut **act)
@@ -542,7 +221,7 @@ pub(crate) async fn delete_group(
 }
 
 /// Servers stop serving the group. What they hold of it stays on their disks until a person deletes it there.
-async fn remove_group(act: &mut store::Act, id: &GroupId) -> Answer<()> {
+pub(super) async fn remove_group(act: &mut store::Act, id: &GroupId) -> Answer<()> {
     let state: Option<String> = sqlx::query_scalar("SELECT state FROM protection_groups WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(&mut **act)

@@ -65,13 +65,18 @@ async fn read<T: DeserializeOwned>(request: Request, limit: usize) -> Result<T, 
             return Err(fault(ProblemCode::BadRequest, "The body did not arrive whole", "Send it again."));
         }
     };
-    serde_json::from_slice(&bytes).map_err(|error| {
+    let unreadable = |why: String| {
         fault(
             ProblemCode::BadRequest,
-            format!("Read the body: {error}"),
+            format!("Read the body: {why}"),
             "Send what the OpenAPI document says: GET /api/v1/openapi.json.",
         )
-    })
+    };
+    // JSON's reader would take an array of the values for an object.
+    if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(unreadable("it is not an object, {...}".to_owned()));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))
 }
 
 /// Parameters after the question mark.

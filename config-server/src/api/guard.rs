@@ -146,6 +146,8 @@ pub(crate) struct Guarded {
     pub(crate) need: Need,
     pub(crate) label: Arc<str>,
     pub(crate) audited: bool,
+    /// What may be after the question mark.
+    pub(crate) parameters: Arc<[&'static str]>,
 }
 
 pub(crate) async fn guard(State(guarded): State<Guarded>, mut request: Request, next: Next) -> Response {
@@ -174,6 +176,7 @@ pub(crate) async fn guard(State(guarded): State<Guarded>, mut request: Request, 
     };
     let response = match allowed {
         Err(fault) => fault.into_response(),
+        Ok(()) if let Some(fault) = unknown_parameter(&request, &guarded.parameters) => fault.into_response(),
         Ok(()) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -188,6 +191,22 @@ pub(crate) async fn guard(State(guarded): State<Guarded>, mut request: Request, 
         }
     }
     response
+}
+
+/// Acts without parameters do not look at them at all; what is not looked at is refused, so that nobody relies on it.
+fn unknown_parameter(request: &Request, known: &[&str]) -> Option<Fault> {
+    let query = request.uri().query().unwrap_or_default();
+    let mut names = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+    let unknown = names.find(|name| !name.is_empty() && !known.contains(name))?;
+    let expected = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Some(fault(
+        ProblemCode::BadRequest,
+        format!(
+            "There is no parameter {:?} here; expected: {expected}",
+            unknown.chars().take(80).collect::<String>()
+        ),
+        "Send what the OpenAPI document says: GET /api/v1/openapi.json.",
+    ))
 }
 
 fn unauthenticated(detail: &str) -> Fault {

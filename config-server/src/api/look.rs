@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use block::GroupId;
 use control::fleet::{
-    GroupInfo, JobInfo, MachineInfo, Overview, Page, PartRole, PointList, ResourceId, SampleInfo, ServerInfo,
-    UnixMillis,
+    GroupInfo, JobInfo, MachineInfo, NAME_BYTES_MAX, Overview, Page, PartRole, PointList, ResourceId,
+    SampleInfo, ServerInfo, UnixMillis,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -76,11 +76,44 @@ pub(crate) async fn target_server(
     Ok(Json(view::server(&app.store, PartRole::TargetServer, &id).await?))
 }
 
+/// Which groups.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WhichGroups {
+    #[serde(default)]
+    after: Option<String>,
+    #[serde(default)]
+    limit: Option<i64>,
+    #[serde(default)]
+    order: Option<String>,
+    #[serde(default)]
+    name: Option<String>,
+}
+
 pub(crate) async fn groups(
     State(app): State<Shared>,
-    Query(part): Query<Part>,
+    Query(which): Query<WhichGroups>,
 ) -> Answer<Json<Page<GroupInfo>>> {
-    Ok(Json(view::groups(&app.store, part.after_text()?, part.limit()?).await?))
+    let WhichGroups { after, limit, order, name } = which;
+    let part = Part { after, limit };
+    let (after, limit) = (part.after_text()?, part.limit()?);
+    match order.as_deref() {
+        None | Some("id") if name.is_none() => Ok(Json(view::groups(&app.store, after, limit).await?)),
+        None | Some("id") => Err(invalid("name goes with order=attention only")),
+        Some("attention") => {
+            let name = name.unwrap_or_default();
+            if name.len() > NAME_BYTES_MAX {
+                return Err(invalid(format!("name has {} bytes, at most {NAME_BYTES_MAX} go", name.len())));
+            }
+            let from = match after {
+                "" => 0,
+                text => text.parse().map_err(|_| invalid("after is no `next` of a part before"))?,
+            };
+            let limit = usize::try_from(limit).unwrap_or_default();
+            Ok(Json(view::groups_by_attention(&app.store, &name, from, limit).await?))
+        }
+        Some(other) => Err(invalid(format!("order is {other:?}, expected id or attention"))),
+    }
 }
 
 pub(crate) async fn group(State(app): State<Shared>, Id(id): Id<GroupId>) -> Answer<Json<GroupInfo>> {
@@ -110,7 +143,7 @@ pub(crate) async fn samples(
     Query(asked): Query<Stretch>,
 ) -> Answer<Json<Vec<SampleInfo>>> {
     let step = asked.step_s.unwrap_or(30);
-    if !crate::checkin::SAMPLE_STEPS.iter().any(|(kept, _)| *kept == step) {
+    if !crate::sample::SAMPLE_STEPS.iter().any(|(kept, _)| *kept == step) {
         return Err(invalid(format!("step_s is {step}, expected 30 or 600")));
     }
     let to = UnixMillis(asked.to.unwrap_or(UnixMillis::now().0));

@@ -3,12 +3,14 @@
 pub(crate) mod access;
 mod act;
 mod alert;
+mod approval;
 pub(crate) mod declare;
 pub(crate) mod enrol;
 mod event;
 pub(crate) mod extract;
 pub(crate) mod guard;
 mod look;
+pub(crate) mod policy;
 
 use axum::Router;
 use axum::http::header::{
@@ -116,10 +118,10 @@ fn access() -> Vec<Act> {
             "/approvals",
             OPERATE,
             "Acts that wait for a second person, and what became of them",
-            declare::approvals,
+            approval::approvals,
         )
         .gives_all::<f::Approval>("Newest first"),
-        Act::post("/approvals/{id}", ADMINISTER, "Approve or reject an act", declare::answer_approval)
+        Act::post("/approvals/{id}", ADMINISTER, "Approve or reject an act", approval::answer_approval)
             .takes::<f::ApprovalAnswer>()
             .gives::<f::Approval>(200, "As it is now"),
         Act::get("/enrol-tokens", ENROL, "Tokens to enrol with", enrol::tokens)
@@ -178,17 +180,17 @@ fn fleet() -> Vec<Act> {
 
 fn protection() -> Vec<Act> {
     vec![
-        Act::get("/policies", VIEW, "The policies", declare::policies).gives_all::<f::PolicyInfo>("By name"),
-        Act::post("/policies", OPERATE, "Make a policy", declare::new_policy)
+        Act::get("/policies", VIEW, "The policies", policy::policies).gives_all::<f::PolicyInfo>("By name"),
+        Act::post("/policies", OPERATE, "Make a policy", policy::new_policy)
             .takes::<f::NewPolicy>()
             .gives::<f::PolicyInfo>(201, "The policy"),
-        Act::get("/policies/{id}", VIEW, "A policy", declare::policy)
+        Act::get("/policies/{id}", VIEW, "A policy", policy::policy)
             .gives::<f::PolicyInfo>(200, "The policy"),
-        Act::put("/policies/{id}", OPERATE, "Change a policy, and with it its groups", declare::set_policy)
+        Act::put("/policies/{id}", OPERATE, "Change a policy, and with it its groups", policy::set_policy)
             .takes::<f::NewPolicy>()
             .gives_nothing("It is changed")
             .gives::<f::Approval>(202, "It shortens retention: a second person must approve it"),
-        Act::delete("/policies/{id}", OPERATE, "Delete a policy without groups", declare::delete_policy)
+        Act::delete("/policies/{id}", OPERATE, "Delete a policy without groups", policy::delete_policy)
             .takes::<f::Confirm>()
             .gives_nothing("It is gone")
             .gives::<f::Approval>(202, "A second person must approve it"),
@@ -200,7 +202,18 @@ fn protection() -> Vec<Act> {
         )
         .takes::<f::Protect>()
         .gives::<f::JobInfo>(202, "The job"),
-        Act::get("/groups", VIEW, "The groups", look::groups).gives_page::<f::GroupInfo>("By id"),
+        Act::get("/groups", VIEW, "The groups", look::groups)
+            .gives_page::<f::GroupInfo>("By id, or those that need a look first")
+            .query(
+                "order",
+                "By id, where nothing is told twice or left out; or those that need a look first, as they are now",
+                json!({ "type": "string", "enum": ["id", "attention"], "default": "id" }),
+            )
+            .query(
+                "name",
+                "With order=attention: those whose names have this in them",
+                json!({ "type": "string", "maxLength": 64 }),
+            ),
         Act::get("/groups/{id}", VIEW, "A group over all stages", look::group)
             .gives::<f::GroupInfo>(200, "The group"),
         Act::patch(

@@ -54,6 +54,11 @@ fn theme() -> Markup {
 /// A page whose first part is live: the page's script fetches it anew every few seconds, and after events. What people type into is in the
 /// rest, which stays as it is.
 pub(super) fn page(visit: &Visit, title: &str, live: Markup, rest: Markup) -> Markup {
+    page_with(visit, title, html! {}, live, rest)
+}
+
+/// The same with something before the live part, which stays as it is too.
+pub(super) fn page_with(visit: &Visit, title: &str, before: Markup, live: Markup, rest: Markup) -> Markup {
     let own = visit.path.split('?').next().unwrap_or("/");
     let here = |place: &str| match place {
         "/" => own == "/",
@@ -88,6 +93,7 @@ pub(super) fn page(visit: &Visit, title: &str, live: Markup, rest: Markup) -> Ma
                     "The config server does not answer; what is shown may be old. Replication goes on without it."
                 }
                 main #content {
+                    (before)
                     div #refresh hx-get=(visit.path) hx-trigger="happened" hx-select="#live" hx-target="#live"
                         hx-swap="outerMorph" {
                         div #live data-now=(UnixMillis::now().0) { (live) }

@@ -8,6 +8,7 @@
 //! with it, what is marked live is fetched anew every few seconds and after each event.
 
 mod access;
+mod alert;
 mod asset;
 mod door;
 mod enrol;
@@ -89,6 +90,8 @@ pub(crate) fn router(app: &Shared, api: Router) -> Router {
         .route("/policies/{id}", get(policy::page).post(policy::change))
         .route("/policies/{id}/delete", post(policy::delete))
         .route("/settings", get(settings::page).post(settings::change))
+        .route("/settings/alerts", get(alert::page).post(alert::change))
+        .route("/settings/alerts/test", post(alert::test))
         .route("/settings/password", post(settings::password))
         .route("/settings/tokens", post(settings::make_token))
         .route("/settings/tokens/{id}/delete", post(settings::delete_token))

@@ -1,32 +1,34 @@
 //! The first page: could I recover right now, and to when?
 
+use axum::extract::Query;
 use control::Severity;
-use control::fleet::{AlertInfo, GroupInfo, JobInfo, Overview, Page};
+use control::fleet::{AlertInfo, GroupInfo, JobInfo, Overview, Page, UnixMillis};
 use maud::{Markup, html};
+use serde::Deserialize;
 
 use super::door::Visit;
 use super::{Shown, event, job, layout, words};
 
 /// Jobs and events on the overview.
 const NEWEST: usize = 6;
+/// Groups of one page of the overview.
+const GROUPS_SHOWN: usize = 50;
+/// Raised alerts on the overview; the newest, of more it says how many there are.
+const ALERTS_SHOWN: usize = 10;
 
 /// How a group stands: whether one could recover, and whether to a moment that is new enough.
 pub(super) fn standing(group: &GroupInfo) -> (Severity, String) {
-    match group.rpo_ms {
-        None => (Severity::Trouble, "No recovery point yet".to_owned()),
-        Some(age) if !is_kept(group) && age > group.rpo_ms_max => (
-            Severity::Trouble,
-            format!("Recoverable, but to a moment older than the {} allowed", words::span(group.rpo_ms_max)),
-        ),
-        Some(_) if is_kept(group) => (Severity::Notice, "Recoverable; not protected any more".to_owned()),
-        Some(_) if group.severity == Severity::Trouble => {
-            (Severity::Trouble, format!("Recoverable; {}", words::readable(group.state.code())))
+    let severity = group.attention();
+    let text = match group.rpo_ms {
+        None => "No recovery point yet".to_owned(),
+        Some(_) if is_kept(group) => "Recoverable; not protected any more".to_owned(),
+        Some(age) if age > group.rpo_ms_max => {
+            format!("Recoverable, but to a moment older than the {} allowed", words::span(group.rpo_ms_max))
         }
-        Some(_) if group.severity == Severity::Notice => {
-            (Severity::Notice, format!("Recoverable; {}", words::readable(group.state.code())))
-        }
-        Some(_) => (Severity::Good, "Recoverable".to_owned()),
-    }
+        Some(_) if severity == Severity::Good => "Recoverable".to_owned(),
+        Some(_) => format!("Recoverable; {}", words::readable(group.state.code())),
+    };
+    (severity, text)
 }
 
 /// Its protection has ended, and its points are there still.
@@ -43,33 +45,30 @@ pub(super) fn bottleneck(group: &GroupInfo) -> String {
     }
 }
 
-fn headline(groups: &[GroupInfo]) -> Markup {
-    let protected: Vec<&GroupInfo> = groups.iter().filter(|group| !is_kept(group)).collect();
-    let good = protected.iter().filter(|group| standing(group).0 < Severity::Trouble).count();
-    let oldest =
-        protected.iter().filter_map(|group| group.newest_point.as_ref()).map(|point| point.cut_time).min();
-    let none = protected.iter().filter(|group| group.newest_point.is_none()).count();
-    let (severity, answer) = match (protected.len(), good) {
+fn headline(overview: &Overview) -> Markup {
+    let (severity, answer) = match (overview.groups, overview.groups_to_look_at) {
         (0, _) => (Severity::Notice, "Nothing is protected".to_owned()),
-        (all, good) if all == good && all == 1 => {
-            (Severity::Good, "Yes: the protected machine can be recovered".to_owned())
-        }
-        (all, good) if all == good => {
+        (1, 0) => (Severity::Good, "Yes: the protected machine can be recovered".to_owned()),
+        (all, 0) => {
+            let all = words::number(all.max(0) as u64);
             (Severity::Good, format!("Yes: all {all} protected machines can be recovered"))
         }
-        (all, good) => {
-            (Severity::Trouble, format!("Not as it should be: {} of {all} need a look", all - good))
+        (all, some) => {
+            let [all, some] = [all, some].map(|count| words::number(count.max(0) as u64));
+            (Severity::Trouble, format!("Not as it should be: {some} of {all} need a look"))
         }
     };
     let (class, sign) = words::sign(severity);
+    let oldest = overview.worst_rpo_ms.map(|age| UnixMillis(overview.time.0.saturating_sub(age)));
+    let none = (overview.groups - overview.groups_recoverable).max(0) as u64;
     html! {
         section.answer.(class) aria-labelledby="answer" {
             p.quiet { "Could I recover right now, and to when?" }
             h1 #answer { span aria-hidden="true" { (sign) } " " (answer) }
             @if let Some(oldest) = oldest {
-                p { "Each to " strong { (words::moment(words::millis(oldest))) } " or later (" (words::ago(words::millis(oldest))) ")"
-                    @if none > 0 { "; " (words::count(none as u64, "machine has", "machines have")) " no recovery point yet" } "." }
-            } @else if protected.is_empty() {
+                p { "Each to " strong { (words::moment(oldest)) } " or later (" (words::ago(oldest)) ")"
+                    @if none > 0 { "; " (words::count(none, "machine has", "machines have")) " no recovery point yet" } "." }
+            } @else if overview.groups == 0 {
                 p { a href="/machines" { "Choose a machine" } " and protect its disks." }
             }
         }
@@ -81,17 +80,13 @@ fn tile(name: &str, value: i64, severity: Severity, href: &str) -> Markup {
     html! { a.tile.(class) href=(href) { strong { (words::number(value.max(0) as u64)) } span { (name) } } }
 }
 
-/// The groups, those in trouble first.
+/// Groups, in the order in which they come.
 pub(super) fn table(groups: &[GroupInfo]) -> Markup {
-    let mut sorted: Vec<&GroupInfo> = groups.iter().collect();
-    sorted.sort_by_key(|group| {
-        (std::cmp::Reverse(standing(group).0), std::cmp::Reverse(group.rpo_ms), group.name.clone())
-    });
     html! {
         table.cards {
             thead { tr { th { "Machine" } th { "State" } th { "Newest point" } th.number { "Age" } th.number { "Allowed" } th { "What holds it up" } } }
             tbody {
-                @for group in sorted {
+                @for group in groups {
                     @let (severity, text) = standing(group);
                     tr {
                         td data-label="Machine" { a href=(format!("/groups/{}", group.id)) { strong { (group.name) } } }
@@ -122,10 +117,13 @@ fn alerts(raised: &[AlertInfo]) -> Markup {
     html! {
         section aria-labelledby="alerts" {
             h2 #alerts { "Alerts" }
+            @if raised.len() > ALERTS_SHOWN {
+                p.quiet { "The newest " (ALERTS_SHOWN) " of " (words::number(raised.len() as u64)) " that are raised." }
+            }
             table.cards {
                 thead { tr { th { "Since" } th { "How" } th { "What" } th { "What to do" } } }
                 tbody {
-                    @for alert in raised {
+                    @for alert in raised.iter().take(ALERTS_SHOWN) {
                         @let severity = if alert.severity == "trouble" { Severity::Trouble } else { Severity::Notice };
                         tr {
                             td data-label="Since" { (words::moment(alert.raised)) " (" (words::ago(alert.raised)) ")" }
@@ -140,9 +138,56 @@ fn alerts(raised: &[AlertInfo]) -> Markup {
     }
 }
 
-pub(super) async fn page(visit: Visit) -> Shown {
+/// Which of the groups are shown.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Which {
+    /// How many come before.
+    #[serde(default)]
+    from: usize,
+    /// What their names have in them.
+    #[serde(default)]
+    name: String,
+}
+
+impl Which {
+    fn address(&self, from: usize) -> String {
+        format!("/?from={from}&name={}", words::in_query(&self.name))
+    }
+}
+
+/// The groups of one page, and the ways to the others.
+fn protected(which: &Which, groups: &Page<GroupInfo>, all: i64) -> Markup {
+    let shown = groups.items.len();
+    html! {
+        section #machines {
+            h2 { "Protected machines" }
+            @if shown == 0 && which.from == 0 && which.name.is_empty() {
+                (layout::nothing("None yet."))
+            } @else {
+                @if shown == 0 { (layout::nothing("No protected machine here has such a name.")) }
+                @else { (table(&groups.items)) }
+                @if all > GROUPS_SHOWN as i64 || !which.name.is_empty() {
+                    nav.pages aria-label="Protected machines" {
+                        span { (words::number(which.from as u64 + u64::from(shown > 0))) " to " (words::number((which.from + shown) as u64))
+                            @if which.name.is_empty() { ", those that need a look first" } @else { " of those with " strong { (which.name) } " in their names" } }
+                        @if which.from > 0 { a href=(which.address(which.from.saturating_sub(GROUPS_SHOWN))) rel="prev" { "Before" } }
+                        @if groups.next.is_some() { a href=(which.address(which.from + GROUPS_SHOWN)) rel="next" { "Next" } }
+                        @if !which.name.is_empty() { a href="/" { "All" } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) async fn page(visit: Visit, Query(which): Query<Which>) -> Shown {
     let overview: Overview = visit.door.get("/overview").await?;
-    let groups: Vec<GroupInfo> = visit.door.all("/groups").await?;
+    let path = format!(
+        "/groups?order=attention&limit={GROUPS_SHOWN}&after={}&name={}",
+        which.from,
+        words::in_query(&which.name)
+    );
+    let groups: Page<GroupInfo> = visit.door.get(&path).await?;
     let jobs: Page<JobInfo> = visit.door.get(&format!("/jobs?limit={NEWEST}")).await?;
     let events = event::newest(&visit, NEWEST).await?;
     let mut raised: Vec<AlertInfo> = visit.door.get("/alerts").await?;
@@ -150,7 +195,7 @@ pub(super) async fn page(visit: Visit) -> Shown {
     let trouble_if = |count: i64| if count > 0 { Severity::Trouble } else { Severity::Good };
     let notice_if = |count: i64| if count > 0 { Severity::Notice } else { Severity::Good };
     let live = html! {
-        (headline(&groups))
+        (headline(&overview))
         section.tiles aria-label="Figures" {
             (tile("machines", overview.machines, Severity::Good, "/machines"))
             (tile("protected groups", overview.groups, Severity::Good, "/machines"))
@@ -164,16 +209,19 @@ pub(super) async fn page(visit: Visit) -> Shown {
         @if !raised.is_empty() {
             (alerts(&raised))
         }
-        section {
-            h2 { "Protected machines" }
-            @if groups.is_empty() {
-                (layout::nothing("None yet."))
-            } @else { (table(&groups)) }
-        }
+        (protected(&which, &groups, overview.groups))
         div.columns {
             section { h2 { a href="/jobs" { "Jobs" } } (job::table(&jobs.items)) }
             section { h2 { a href="/events" { "Events" } } (event::list(&events)) }
         }
     };
-    Ok(super::html(layout::page(&visit, "Overview", live, html! {})))
+    let find = html! {
+        @if overview.groups > GROUPS_SHOWN as i64 {
+            form.find method="get" action="/" role="search" {
+                label { "Find a protected machine" input name="name" type="search" maxlength="64" value=(which.name) autocomplete="off" spellcheck="false"; }
+                button { "Find" }
+            }
+        }
+    };
+    Ok(super::html(layout::page_with(&visit, "Overview", find, live, html! {})))
 }

@@ -47,7 +47,8 @@ pub(super) async fn page(visit: Visit) -> Shown {
     let settings: Settings = visit.door.get("/settings").await?;
     let content = html! {
         h1 { "Settings" }
-        p { "You are " strong { (visit.user.name) } ", " (visit.user.role) "." }
+        p { "You are " strong { (visit.user.name) } ", " (visit.user.role) "."
+            @if visit.user.role >= Role::Operator { " " a href="/settings/alerts" { "Alerts: when somebody is told, and who" } } }
         section {
             h2 { "Your tokens, for programs" }
             (tokens(&visit, &own))

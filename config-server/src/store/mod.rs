@@ -9,6 +9,7 @@ mod counter;
 mod event;
 mod setting;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -20,7 +21,9 @@ pub(crate) use counter::{Counter, count, read_count};
 pub(crate) use event::{Said, events_after, newest_event, prune_events, say, severity_name};
 pub(crate) use setting::{read_settings, write_settings};
 
+use crate::declared::DeclaredCache;
 use crate::fault::Answer;
+use crate::reports::Reports;
 
 /// Connections for reading.
 const READERS: u32 = 8;
@@ -28,6 +31,10 @@ const READERS: u32 = 8;
 const WRITERS: u32 = 8;
 /// How long an act waits for a connection. Past it the answer is that the store does not answer.
 const ACQUIRE_MAX: Duration = Duration::from_secs(10);
+
+/// SQLite's log goes into the file when it has so many pages of 4 KiB: seldom, for whoever writes waits for it, and what was
+/// written again and again meanwhile goes there once.
+const LOG_PAGES: u32 = 8192;
 
 const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "fleet", include_str!("../../migrations/0001_fleet.sql")),
@@ -49,6 +56,8 @@ pub(crate) struct Store {
     pub(crate) read: AnyPool,
     write: AnyPool,
     pub(crate) backend: Backend,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) declared: Arc<DeclaredCache>,
 }
 
 /// Several statements that happen together or not at all.
@@ -78,7 +87,7 @@ impl Store {
         migrate(&write).await.with_context(|| format!("bring the tables of {shown} up to date"))?;
         let read =
             options(READERS).connect(&full).await.with_context(|| format!("open the database {shown}"))?;
-        Ok(Store { read, write, backend })
+        Ok(Store { read, write, backend, reports: Arc::default(), declared: Arc::default() })
     }
 
     /// Begins an act. Dropped before its end, it has not happened.
@@ -115,8 +124,14 @@ fn without_password(url: &str) -> String {
 
 async fn prepare(connection: &mut AnyConnection, backend: Backend) -> Result<(), sqlx::Error> {
     if backend == Backend::Sqlite {
-        for pragma in ["journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"]
-        {
+        let checkpoint = format!("wal_autocheckpoint = {LOG_PAGES}");
+        for pragma in [
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "busy_timeout = 5000",
+            &checkpoint,
+        ] {
             connection.execute(format!("PRAGMA {pragma}").as_str()).await?;
         }
     }

@@ -1,33 +1,34 @@
 //! A group over all stages: where it stands, how old its newest point is, and why.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::Arc;
 
 use block::{Epoch, GroupId, Ladder, UnixNanos};
-use control::fleet::{
-    GroupInfo, Overview, Page, PartReport, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
-};
+use control::fleet::{GroupInfo, Overview, Page, RpoStage, SampleInfo, UnixMillis, VolumeInfo};
 use control::{
     AgentReport, Bottleneck, ProcessGroup, ProcessServerStatus, ResyncStatus, Severity, StateCode,
     TargetGroup, TargetServerStatus,
 };
 use sqlx::Row;
-use sqlx::any::AnyRow;
 
 use super::part::SILENT_AFTER;
-use super::policy::policy_of_text;
-use crate::api::guard::parse;
-use crate::fault::{Answer, internal, not_found};
+use crate::declared::{DeclaredGroup, declared};
+use crate::fault::{Answer, not_found};
+use crate::reports::{Report, Served};
 use crate::store::Store;
 
-/// What is kept beside groups, and what servers reported: each read once for all groups.
+/// Of more machines than this all are asked for, which one statement does faster.
+const MACHINES_ASKED_FOR_MAX: usize = 250;
+
+/// What parts reported last.
 #[derive(Default)]
-struct Around {
-    process: HashMap<String, (UnixMillis, ProcessServerStatus)>,
-    target: HashMap<String, (UnixMillis, TargetServerStatus)>,
-    /// By group.
-    target_ids: HashMap<String, Vec<String>>,
-    /// By group: name and device.
-    volumes: HashMap<String, Vec<(String, String)>>,
+struct Heard {
+    /// By part.
+    reports: HashMap<String, Arc<Report>>,
+    /// By part: when it was last heard of, and what it could not take up.
+    seen: HashMap<String, (UnixMillis, String)>,
 }
 
 /// A group with what else alerts look at.
@@ -42,113 +43,116 @@ pub(crate) struct Watched {
     pub(crate) resync: Option<ResyncStatus>,
 }
 
-const GROUP: &str = "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state AS declared,
-        m.name, m.report, m.seen, m.trouble, p.name AS policy_name, p.policy, g.created
-    FROM protection_groups g JOIN parts m ON m.id = g.machine_id JOIN policies p ON p.id = g.policy_id
-    WHERE g.state <> 'removed'";
-
 pub(crate) async fn groups(store: &Store, after: &str, limit: i64) -> Answer<Page<GroupInfo>> {
-    let rows = sqlx::query(&format!("{GROUP} AND g.id > $1 ORDER BY g.id LIMIT $2"))
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&store.read)
-        .await?;
-    let around = Around::load(store, None).await?;
-    let items: Vec<GroupInfo> =
-        rows.iter().map(|row| Ok(group_of_row(row, &around)?.group)).collect::<Answer<_>>()?;
+    let declared = declared(store, None).await?;
+    let after = (Bound::Excluded(after.to_owned()), Bound::Unbounded);
+    let groups: Vec<&DeclaredGroup> =
+        declared.range(after).map(|(_, group)| group).take(usize::try_from(limit).unwrap_or(0)).collect();
+    let heard = Heard::of(store, &groups).await?;
+    let items: Vec<GroupInfo> = groups.iter().map(|group| seen_now(group, &heard).group).collect();
     let next = (items.len() as i64 == limit).then(|| items.last().map(|last| last.id.to_string())).flatten();
     Ok(Page { items, next })
 }
 
+/// Those that need a look first, then the oldest newest point; of those whose names have this text in them, from place `from` on.
+pub(crate) async fn groups_by_attention(
+    store: &Store,
+    name: &str,
+    from: usize,
+    limit: usize,
+) -> Answer<Page<GroupInfo>> {
+    let declared = declared(store, None).await?;
+    let wanted = name.to_ascii_lowercase();
+    let named = |group: &&DeclaredGroup| group.name.as_str().to_ascii_lowercase().contains(&wanted);
+    let groups: Vec<&DeclaredGroup> = declared.values().filter(named).collect();
+    let heard = Heard::of(store, &groups).await?;
+    let mut seen: Vec<GroupInfo> = groups.iter().map(|group| seen_now(group, &heard).group).collect();
+    seen.sort_by_cached_key(|group| (Reverse(group.attention()), Reverse(group.rpo_ms), group.name.clone()));
+    let next = (seen.len() > from.saturating_add(limit)).then(|| (from + limit).to_string());
+    Ok(Page { items: seen.into_iter().skip(from).take(limit).collect(), next })
+}
+
 pub(crate) async fn group(store: &Store, id: &GroupId) -> Answer<GroupInfo> {
-    let row = sqlx::query(&format!("{GROUP} AND g.id = $1"))
-        .bind(id.to_string())
-        .fetch_optional(&store.read)
-        .await?
-        .ok_or_else(|| not_found("group", id))?;
-    let around = Around::load(store, Some(id)).await?;
-    Ok(group_of_row(&row, &around)?.group)
+    let declared = declared(store, Some(id)).await?;
+    let group = declared.get(&id.to_string()).ok_or_else(|| not_found("group", id))?;
+    let heard = Heard::of(store, &[group]).await?;
+    Ok(seen_now(group, &heard).group)
 }
 
 /// All protected groups.
 pub(crate) async fn watched(store: &Store) -> Answer<Vec<Watched>> {
-    let rows = sqlx::query(&format!("{GROUP} AND g.state = 'protected' ORDER BY g.id"))
-        .fetch_all(&store.read)
-        .await?;
-    let around = Around::load(store, None).await?;
-    rows.iter().map(|row| group_of_row(row, &around)).collect()
+    let declared = declared(store, None).await?;
+    let groups: Vec<&DeclaredGroup> = declared.values().filter(|group| !group.kept).collect();
+    let heard = Heard::of(store, &groups).await?;
+    Ok(groups.iter().map(|group| seen_now(group, &heard)).collect())
 }
 
-impl Around {
-    /// Of one group, or of all.
-    async fn load(store: &Store, group: Option<&GroupId>) -> Answer<Around> {
-        let rows = sqlx::query(
-            "SELECT id, report, seen FROM parts WHERE role <> 'agent' AND removed = 0 AND report <> ''",
-        )
-        .fetch_all(&store.read)
-        .await?;
-        let mut around = Around::default();
-        for row in &rows {
-            let (id, seen): (String, i64) = (row.try_get("id")?, row.try_get("seen")?);
-            match report_of(row)? {
-                Some(PartReport::ProcessServer(status)) => {
-                    around.process.insert(id, (UnixMillis(seen), status));
-                }
-                Some(PartReport::TargetServer(status)) => {
-                    around.target.insert(id, (UnixMillis(seen), status));
-                }
-                Some(PartReport::Agent(_)) | None => {}
-            }
+impl Heard {
+    /// Of the machines of these groups, and of all servers.
+    async fn of(store: &Store, groups: &[&DeclaredGroup]) -> Answer<Heard> {
+        let mut heard = Heard::default();
+        let machines: Vec<&str> = match groups.len() {
+            ..=MACHINES_ASKED_FOR_MAX => groups.iter().map(|group| group.machine.as_str()).collect(),
+            _ => Vec::new(),
+        };
+        let places: Vec<String> = (1..=machines.len()).map(|place| format!("${place}")).collect();
+        let which = match machines.is_empty() {
+            true => "role = 'agent'".to_owned(),
+            false => format!("id IN ({})", places.join(", ")),
+        };
+        let sql =
+            format!("SELECT id, seen, trouble FROM parts WHERE {which} OR (role <> 'agent' AND removed = 0)");
+        let mut query = sqlx::query(&sql).persistent(machines.len() <= 1);
+        for machine in machines {
+            query = query.bind(machine);
         }
-        let only = group.map(|id| format!("WHERE group_id = '{id}'")).unwrap_or_default();
-        let sql = format!("SELECT group_id, target_id FROM group_targets {only} ORDER BY target_id");
-        for row in &sqlx::query(&sql).fetch_all(&store.read).await? {
-            around.target_ids.entry(row.try_get("group_id")?).or_default().push(row.try_get("target_id")?);
+        let mut parts = Vec::with_capacity(groups.len());
+        for row in &query.fetch_all(&store.read).await? {
+            let (id, seen): (String, _) = (row.try_get("id")?, UnixMillis(row.try_get("seen")?));
+            heard.seen.insert(id.clone(), (seen, row.try_get("trouble")?));
+            parts.push((id, seen));
         }
-        let sql = format!("SELECT group_id, name, device FROM volumes {only} ORDER BY place");
-        for row in &sqlx::query(&sql).fetch_all(&store.read).await? {
-            let volume = (row.try_get("name")?, row.try_get("device")?);
-            around.volumes.entry(row.try_get("group_id")?).or_default().push(volume);
-        }
-        Ok(around)
+        heard.reports = store.reports.of(&store.read, parts.into_iter()).await?;
+        Ok(heard)
     }
-}
 
-fn report_of(row: &AnyRow) -> Answer<Option<PartReport>> {
-    let text: String = row.try_get("report")?;
-    if text.is_empty() {
-        return Ok(None);
+    fn process(&self, id: &str) -> Option<(UnixMillis, &Served<ProcessServerStatus>)> {
+        match &**self.reports.get(id)? {
+            Report::ProcessServer(served) => Some((self.seen.get(id)?.0, served)),
+            _ => None,
+        }
     }
-    serde_json::from_str(&text).map(Some).map_err(|error| internal("read a part's report", error))
+
+    fn target(&self, id: &str) -> Option<(UnixMillis, &Served<TargetServerStatus>)> {
+        match &**self.reports.get(id)? {
+            Report::TargetServer(served) => Some((self.seen.get(id)?.0, served)),
+            _ => None,
+        }
+    }
 }
 
 fn is_fresh(seen: UnixMillis) -> bool {
     UnixMillis::now().since(seen) <= SILENT_AFTER.as_millis() as i64
 }
 
-fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
-    let named: String = row.try_get("id")?;
-    let target_ids = around.target_ids.get(&named).map_or(&[][..], Vec::as_slice);
-    let volumes = around.volumes.get(&named).map_or(&[][..], Vec::as_slice);
-    let id: GroupId = parse(named)?;
-    let agent_seen = UnixMillis(row.try_get("seen")?);
-    let report = match report_of(row)? {
-        Some(PartReport::Agent(report)) => Some(*report),
+fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
+    let DeclaredGroup { id, machine, kept, .. } = declared;
+    let (id, kept) = (*id, *kept);
+    let (agent_seen, trouble) =
+        heard.seen.get(machine.as_str()).map_or((UnixMillis(0), ""), |(seen, trouble)| (*seen, trouble));
+    let report = match heard.reports.get(machine.as_str()).map(|report| &**report) {
+        Some(Report::Agent(report)) => Some(&**report),
         _ => None,
     };
-    let process_id: String = row.try_get("process_id")?;
-    let process = around.process.get(&process_id);
-    let process_group = process.and_then(|(_, status)| status.groups.iter().find(|group| group.group == id));
+    let process = heard.process(declared.process.as_str());
+    let process_group = process.and_then(|(_, served)| served.group(&id));
     // Of several targets the one that is furthest counts: from it one could recover.
-    let targets =
-        target_ids.iter().filter_map(|target| around.target.get(target)).filter_map(|(seen, status)| {
-            let group = status.groups.iter().find(|group| group.group == id)?;
-            Some((*seen, group))
-        });
+    let targets = declared.targets.iter().filter_map(|target| {
+        let (seen, served) = heard.target(target.as_str())?;
+        Some((seen, served.group(&id)?))
+    });
     let target = targets.max_by_key(|(_, group)| group.applied);
-    let kept = row.try_get::<String, _>("declared")? == "kept";
-    let stages =
-        stages((agent_seen, report.as_ref(), kept), (process.map(|(seen, _)| *seen), process_group), target);
+    let stages = stages((agent_seen, report, kept), (process.map(|(seen, _)| seen), process_group), target);
     let state = stages
         .iter()
         .map(|stage| stage.state)
@@ -158,34 +162,31 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
         let age = UnixNanos::now().since(point.cut_time);
         i64::try_from(age.as_millis()).unwrap_or(i64::MAX)
     });
-    let volumes = volumes.iter().map(|volume| volume_of(volume, report.as_ref(), target.map(|(_, g)| g)));
+    let volumes = declared.volumes.iter().map(|volume| volume_of(volume, report, target.map(|(_, g)| g)));
     let mut warnings: Vec<String> = target.map(|(_, group)| group.warnings.clone()).unwrap_or_default();
-    let trouble: String = row.try_get("trouble")?;
     if !trouble.is_empty() {
         warnings.push(format!("The agent could not take up what it was told: {trouble}"));
     }
-    let lag = report.as_ref().map_or(0, |report| {
+    let lag = report.map_or(0, |report| {
         report.remaining_bytes().get() + report.epoch_memory_used.get() + report.ring_used.get()
     });
-    let policy = policy_of_text(&row.try_get::<String, _>("policy")?)?;
+    let policy = &declared.policy.policy;
     let group = GroupInfo {
         id,
-        machine: parse(row.try_get("machine_id")?)?,
-        name: parse(row.try_get("name")?)?,
+        machine: machine.clone(),
+        name: declared.name.clone(),
         protected: !kept,
-        generation: block::Generation(
-            u64::try_from(row.try_get::<i64, _>("generation")?).unwrap_or_default(),
-        ),
-        policy: parse(row.try_get("policy_id")?)?,
-        policy_name: parse(row.try_get("policy_name")?)?,
-        process_server: parse(process_id)?,
-        target_servers: target_ids.iter().cloned().map(parse::<ResourceId>).collect::<Answer<_>>()?,
+        generation: declared.generation,
+        policy: declared.policy.id.clone(),
+        policy_name: declared.policy.name.clone(),
+        process_server: declared.process.clone(),
+        target_servers: declared.targets.clone(),
         volumes: volumes.collect(),
         state,
         meaning: state.meaning().to_owned(),
         what_to_do: state.what_to_do().to_owned(),
         severity: state.severity(),
-        ladder: ladder(report.as_ref(), process_group, target.map(|(_, group)| group)),
+        ladder: ladder(report, process_group, target.map(|(_, group)| group)),
         rpo_ms: rpo,
         rpo_ms_max: policy.rpo_s_max.saturating_mul(1000) as i64,
         rpo_stages: stages,
@@ -193,20 +194,20 @@ fn group_of_row(row: &AnyRow, around: &Around) -> Answer<Watched> {
         newest_point: target.and_then(|(_, group)| group.newest_point.clone()),
         oldest_point: target.and_then(|(_, group)| group.oldest_point.clone()),
         points: target.map_or(0, |(_, group)| group.points),
-        churn_bytes_per_s: report.as_ref().map_or(0.0, |report| report.churn_bytes_per_s),
-        sent_bytes_per_s: report.as_ref().map_or(0.0, |report| report.sent_bytes_per_s),
+        churn_bytes_per_s: report.map_or(0.0, |report| report.churn_bytes_per_s),
+        sent_bytes_per_s: report.map_or(0.0, |report| report.sent_bytes_per_s),
         lag_bytes: lag + process_group.map_or(0, |group| group.cached_bytes.get()),
         warnings,
     };
-    Ok(Watched {
+    Watched {
         group,
         application_every_s: policy.application_every_s,
         application_point: target
             .and_then(|(_, group)| group.newest_application_cut_time)
             .map(UnixMillis::from),
-        since: Some(UnixMillis(row.try_get("created")?)),
-        resync: report.and_then(|report| report.resync),
-    })
+        since: Some(declared.created),
+        resync: report.and_then(|report| report.resync.clone()),
+    }
 }
 
 fn volume_of(
@@ -349,6 +350,7 @@ pub(crate) async fn overview(store: &Store) -> Answer<Overview> {
     for Watched { group, .. } in watched(store).await? {
         overview.groups += 1;
         overview.groups_in_trouble += i64::from(group.severity == Severity::Trouble);
+        overview.groups_to_look_at += i64::from(group.attention() == Severity::Trouble);
         overview.groups_recoverable += i64::from(group.newest_point.is_some());
         overview.worst_rpo_ms = overview.worst_rpo_ms.max(group.rpo_ms);
     }

@@ -295,3 +295,88 @@ async fn only_targets_tell_recovery_points() {
     // Of a group that is not its own they go nowhere.
     told(&target, said(vec![list(400)])).await.unwrap();
 }
+
+/// Of more machines than a page shows, those that need a look come first, and every one is found by its name.
+#[tokio::test]
+async fn a_large_fleet_is_shown_in_pages() {
+    const OTHERS: usize = 120;
+    let site = site().await;
+    let administrator = site.administrator().await;
+    let mut parts = crate::parts::Parts::enrol(&site).await;
+    parts.protect(&administrator).await;
+    // Machines like it, which have no recovery point.
+    let pool = sqlx::AnyPool::connect(&site.config.database).await.unwrap();
+    for number in 0..OTHERS {
+        let (machine, group) = (format!("{number:032x}"), format!("{:032x}", 0xfff0_0000 + number));
+        for sql in [
+            "INSERT INTO parts SELECT $1, role, $3, $3, $2, enrolled, removed, address, sealing_key, version, seen, silent,
+                 clock_ahead, certificate_expires, state, trouble, digest, report, disks, bytes_total, bytes_free
+             FROM parts WHERE name = 'web'",
+            "INSERT INTO protection_groups (id, machine_id, generation, state, policy_id, process_id, created)
+             SELECT $2, $1, 1, 'protected', policy_id, process_id, created FROM protection_groups WHERE $3 <> '' LIMIT 1",
+        ] {
+            let query = sqlx::query(sql).bind(&machine).bind(&group).bind(format!("other-{number:03}"));
+            query.execute(&pool).await.unwrap();
+        }
+    }
+    sqlx::query("UPDATE counters SET value = value + 1 WHERE name = 'declared'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    pool.close().await;
+
+    let admin = visitor(&site, ADMINISTRATOR).await;
+    let shown = |body: &str| body.matches("<td data-label=\"Machine\"").count();
+    let first = admin.get("/").await;
+    assert!(first.body.contains("Not as it should be: 120 of 121 need a look"), "{}", first.body);
+    assert!(shown(&first.body) == 50 && first.body.contains("other-000") && !first.body.contains(">web<"));
+    let (_, next) = first.body.split_once("href=\"/?from=50&amp;name=\" rel=\"next\"").unwrap();
+    assert!(!next.contains("rel=\"next\""));
+    assert_eq!(shown(&admin.get("/?from=50&name=").await.body), 50);
+    let last = admin.get("/?from=100&name=").await.body;
+    assert!(shown(&last) == 21 && last.contains(">web<") && !last.contains("rel=\"next\""), "{last}");
+    let found = admin.get("/?name=WEB").await.body;
+    assert!(shown(&found) == 1 && found.contains(">web<"), "{found}");
+    assert_eq!(shown(&admin.get("/?name=nobody").await.body), 0);
+    assert_eq!(shown(&admin.get("/?from=100000").await.body), 0);
+}
+
+/// Who is told of alerts is changed by a form, which an administrator has.
+#[tokio::test]
+async fn who_is_told_of_alerts_is_set_by_a_form() {
+    let site = site().await;
+    let admin = visitor(&site, ADMINISTRATOR).await;
+    let csrf = admin.csrf().await;
+    let form = |rest: &str| {
+        format!(
+            "csrf={csrf}&application_point_age_s=3600&cache_used_percent=70&store_free_percent=5&certificate_days=9&security=starttls&port=25{rest}"
+        )
+    };
+    let good = "&webhooks=http%3A%2F%2F127.0.0.1%3A9%2Fa%0D%0A%0D%0Ahttp%3A%2F%2F127.0.0.1%3A9%2Fb&server=mail.invalid\
+        &user=u&password=secret+word&from=a%40example.org&to=b%40example.org%0Ac%40example.org";
+    let got = admin.post("/settings/alerts", &form(good)).await;
+    assert_eq!((got.status, got.head("location")), (303, "/settings/alerts"), "{got:?}");
+    let kept: control::fleet::AlertSettings =
+        site.administrator().await.get("/settings/alerts").await.unwrap();
+    assert_eq!((kept.cache_used_percent, kept.certificate_days), (70, 9));
+    let urls: Vec<&str> = kept.webhooks.iter().map(|webhook| webhook.url.as_str()).collect();
+    assert_eq!(urls, ["http://127.0.0.1:9/a", "http://127.0.0.1:9/b"]);
+    assert_eq!(kept.mail.unwrap().to, ["b@example.org", "c@example.org"]);
+    let page = admin.get("/settings/alerts").await.body;
+    assert!(page.contains("3 receivers are told") && !page.contains("secret word"), "{page}");
+    let got = admin.post("/settings/alerts/test", &format!("csrf={csrf}")).await;
+    assert_eq!((got.status, got.head("location")), (303, "/settings/alerts?sent=true"), "{got:?}");
+    let bad = admin.post("/settings/alerts", &form("&webhooks=ftp%3A%2F%2Fx&server=")).await;
+    assert!(bad.status == 422 && bad.body.contains("ftp"), "{bad:?}");
+    site.make_user("operates", Role::Operator).await;
+    let operator = visitor(&site, "operates").await;
+    assert!(operator.get("/settings/alerts").await.body.contains("An administrator may change them"));
+    let csrf = operator.csrf().await;
+    let got = operator
+        .post(
+            "/settings/alerts",
+            &form("&server=").replacen(&form("")[..5 + csrf.len()], &format!("csrf={csrf}"), 1),
+        )
+        .await;
+    assert_eq!(got.status, 403, "{got:?}");
+}

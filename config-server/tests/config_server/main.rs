@@ -3,6 +3,7 @@
 mod access;
 mod alerts;
 mod console;
+mod document;
 mod membership;
 mod parts;
 mod protection;

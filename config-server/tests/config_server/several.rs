@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use control::fleet::{
-    CheckIn, Confirm, EventInfo, MachineInfo, NewPolicy, Page, PartRole, Policy, PolicyInfo, Scope,
-    UnixMillis, UserInfo,
+    CheckIn, Confirm, EventInfo, GroupInfo, MachineInfo, NewPolicy, Page, PartRole, Policy, PolicyInfo,
+    Scope, UnixMillis, UserInfo,
 };
 use enrol::Client;
 use hyper::Method;
@@ -113,5 +113,51 @@ async fn either_of_two_servers_may_be_asked() {
     assert!(here.get::<UserInfo>("/me").await.is_err());
     let policies: Vec<PolicyInfo> = there.get("/policies").await.unwrap();
     assert!(policies.len() > 2 * ACTS);
+    second.shutdown().await;
+}
+
+/// What a server has at hand is never older than what another one was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_to_one_is_seen_at_the_other() {
+    let Some(site) = site_on_postgres("what_is_told_to_one_is_seen_at_the_other").await else { return };
+    let (second, url) = site.another_server().await;
+    let here = site.administrator().await;
+    let there = Client::new(url, &site.trust(), None, None).unwrap();
+    there.login(&login("admin", crate::support::PASSWORD)).await.unwrap();
+    let mut parts = crate::parts::Parts::enrol(&site).await;
+    let group = parts.protect(&here).await;
+    let paths = [format!("/groups/{}", group.id), "/groups".into(), "/groups?order=attention".into()];
+    let seen = async |client: &Client| -> Vec<GroupInfo> {
+        let mut seen = vec![client.get(&paths[0]).await.unwrap()];
+        for path in &paths[1..] {
+            seen.extend(client.get::<Page<GroupInfo>>(path).await.unwrap().items);
+        }
+        assert_eq!(seen.len(), 3);
+        seen
+    };
+    // Reports go to the first only; each looks before and after.
+    for age in [3600, 1, 7200, 2] {
+        parts.age = Some(Duration::from_secs(age));
+        parts.round().await;
+        for client in [&here, &there] {
+            for group in seen(client).await {
+                let told = group.rpo_ms.unwrap() / 1000;
+                assert!((age as i64..age as i64 + 60).contains(&told), "{told} s old, {age} s were told");
+            }
+        }
+    }
+    // What is declared at the second is seen at the first.
+    for allowed in [7, 8] {
+        let policy = Policy { rpo_s_max: allowed, ..Policy::default() };
+        let new = NewPolicy { name: format!("allows-{allowed}").parse().unwrap(), policy };
+        let made: PolicyInfo = there.post("/policies", &new).await.unwrap();
+        let changed = serde_json::json!({ "policy": made.id });
+        there.call::<_, Value>(Method::PATCH, &paths[0], Some(&changed)).await.unwrap();
+        for client in [&there, &here] {
+            for group in seen(client).await {
+                assert_eq!((group.rpo_ms_max, &group.policy), (allowed as i64 * 1000, &made.id));
+            }
+        }
+    }
     second.shutdown().await;
 }

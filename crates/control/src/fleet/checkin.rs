@@ -271,8 +271,8 @@ pub struct TaskUpdate {
     #[serde(default)]
     #[schema(max_length = 2000)]
     pub message: String,
-    /// What came out of it, in the form that its kind has.
+    /// What came out of it, in the form that its kind has; null when nothing did.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub result: serde_json::Value,
 }

@@ -162,6 +162,19 @@ pub struct GroupInfo {
     pub warnings: Vec<String>,
 }
 
+impl GroupInfo {
+    /// How much it needs a look: also a group whose every stage works is in trouble while nothing, or nothing new enough, can be
+    /// recovered.
+    pub fn attention(&self) -> Severity {
+        match self.rpo_ms {
+            None => Severity::Trouble,
+            Some(_) if !self.protected => Severity::Notice,
+            Some(age) if age > self.rpo_ms_max => Severity::Trouble,
+            Some(_) => self.severity,
+        }
+    }
+}
+
 /// Recovery points of a group, as a target told them last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PointList {
@@ -372,6 +385,9 @@ pub struct Overview {
     pub groups_in_trouble: i64,
     /// Of these, those that have a recovery point.
     pub groups_recoverable: i64,
+    /// Of these, those that need a look: in trouble, without a recovery point, or with one that is older than allowed.
+    #[serde(default)]
+    pub groups_to_look_at: i64,
     /// Parts that have not reported for longer than they should.
     pub silent_parts: i64,
     /// The oldest newest-point of all groups, in milliseconds.
