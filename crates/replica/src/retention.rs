@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use block::{ByteCount, Epoch, UnixNanos};
 
+use crate::policy::Candidate;
 use crate::{POINTS_MAX, Policy};
 
 /// Which recovery points are kept. The newest always is, and so are pinned ones.
@@ -38,6 +39,41 @@ impl Default for Retention {
 /// From when age is measured.
 pub(crate) fn reference(newest: UnixNanos, now: UnixNanos) -> UnixNanos {
     newest.min(now)
+}
+
+/// Gives points whose cut times cannot be right, as after a start without a battery for the clock, the time of the point before
+/// them: they would count as old, and go at once. Points are in the order in which they were cut, so the most points whose times
+/// do not fall are taken for right: a longest non-decreasing subsequence, by patience sorting (Fredman, "On computing the
+/// length of longest increasing subsequences", 1975). A clock that was wrong all the time until it was set is not noticed.
+pub(crate) fn settle(points: &mut [Candidate]) {
+    if points.is_sorted_by_key(|point| point.cut) {
+        return;
+    }
+    // `ends[n]`: where a subsequence of n + 1 points ends, with the earliest time; `before`: what precedes each in its own.
+    let (mut ends, mut before) = (Vec::<usize>::new(), vec![None; points.len()]);
+    for index in 0..points.len() {
+        let longer = ends.partition_point(|end| points[*end].cut <= points[index].cut);
+        before[index] = longer.checked_sub(1).map(|shorter| ends[shorter]);
+        match ends.get_mut(longer) {
+            Some(end) => *end = index,
+            None => ends.push(index),
+        }
+    }
+    let mut right = vec![false; points.len()];
+    let mut next = ends.last().copied();
+    while let Some(index) = next {
+        right[index] = true;
+        next = before[index];
+    }
+    let mut last = UnixNanos(0);
+    for (point, right) in points.iter_mut().zip(right) {
+        if right {
+            last = point.cut;
+        } else {
+            // Never earlier than they say: in doubt a point stays.
+            point.cut = point.cut.max(last);
+        }
+    }
 }
 
 impl Retention {
@@ -88,6 +124,33 @@ mod tests {
         assert_eq!(floor(0, None, &[10, 20], 100), Some(2));
         assert_eq!(floor(9, Some(10), &[10, 20, 30], 100), Some(2));
         assert_eq!(floor(9, Some(0), &[10, 20, 30], 100), Some(3));
+    }
+
+    fn settled(cuts: &[u64]) -> Vec<u64> {
+        let candidate = |(epoch, cut)| Candidate { epoch, cut, consistency: block::Consistency::Crash };
+        let mut points: Vec<Candidate> = points(cuts).into_iter().map(candidate).collect();
+        settle(&mut points);
+        points.iter().map(|point| point.cut.0 / SECOND).collect()
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_makes_no_point_old() {
+        assert_eq!(settled(&[]), []);
+        assert_eq!(settled(&[10, 20, 20, 30]), [10, 20, 20, 30]);
+        assert_eq!(settled(&[100, 110, 115, 1, 2, 120, 130]), [100, 110, 115, 115, 115, 120, 130]);
+        assert_eq!(settled(&[1, 2, 100, 110, 120]), [1, 2, 100, 110, 120]);
+        assert_eq!(settled(&[500, 100, 110, 120]), [500, 100, 110, 120]);
+        assert_eq!(settled(&[100, 110, 9_000, 120, 130, 5]), [100, 110, 9_000, 120, 130, 130]);
+        let policy: Policy = "all for 1h".parse().unwrap();
+        let candidate = |(epoch, cut)| Candidate { epoch, cut, consistency: block::Consistency::Crash };
+        let mut cut: Vec<Candidate> =
+            points(&[900_000, 900_001, 900_002, 5, 6, 900_010]).into_iter().map(candidate).collect();
+        let kept = |points: &[Candidate]| {
+            policy.keep(points, UnixNanos(900_030 * SECOND)).iter().filter(|kept| kept.is_some()).count()
+        };
+        assert_eq!(kept(&cut), 4, "by their times alone two of them go");
+        settle(&mut cut);
+        assert_eq!(kept(&cut), 6);
     }
 
     #[test]

@@ -36,6 +36,7 @@ use crate::error::Context;
 use crate::group::GroupReplica;
 use crate::layer::{EPOCHS_MAX, Layer, merge};
 use crate::policy::Candidate;
+use crate::retention::settle;
 use crate::shared::{Core, Shared};
 use crate::span::Span;
 use crate::state::State;
@@ -259,7 +260,10 @@ impl GroupReplica {
             let meta = &layer.header.meta;
             Candidate { epoch: meta.epoch, cut: meta.cut_time, consistency: meta.consistency }
         };
-        shared.points().map(candidate).collect()
+        let mut points: Vec<Candidate> = shared.points().map(candidate).collect();
+        drop(shared);
+        settle(&mut points);
+        points
     }
 
     fn expire_pins(&self) -> Result<Vec<Epoch>, ReplicaError> {
