@@ -148,19 +148,18 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Detach { config, all: _, folder } => {
             let ended = match config {
-                Some(config) => {
-                    let agent = AgentConfig::load(&config)?.agent;
-                    capture::detach(&agent.tracking_folder, Some(&agent.group.to_string()))?
-                }
-                None => capture::detach(&folder, None)?,
+                Some(config) => match FleetConfig::load(&config)? {
+                    Some(fleet) => fleet.detach()?,
+                    None => {
+                        let agent = AgentConfig::load(&config)?.agent;
+                        capture::detach(&agent.tracking_folder, Some(&agent.group.to_string()))? > 0
+                    }
+                },
+                None => capture::detach(&folder, None)? > 0,
             };
             println!(
                 "{}",
-                if ended == 0 {
-                    "nothing was attached"
-                } else {
-                    "detached: the next start reads all disks again"
-                }
+                if ended { "detached: the next start reads all disks again" } else { "nothing was attached" }
             );
             Ok(ExitCode::SUCCESS)
         }

@@ -296,7 +296,7 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, now: UnixMillis, was: Option
     let code = match (&said.trouble, state) {
         (Some(_), _) => control::StateCode::Misconfigured.code(),
         (None, Some(state)) => state.code(),
-        (None, None) => "idle",
+        (None, None) => control::StateCode::Idle.code(),
     };
     let trouble = said.trouble.clone().or_else(|| said.report.as_ref()?.last_error().map(str::to_owned));
     let capacity = said.capacity;

@@ -272,7 +272,11 @@ async fn check(
         ),
     }
     let off = machine.clock_ahead_ms;
-    let clock = format!("It is {:.1} s ahead of the config server's.", off as f64 / 1000.0);
+    let clock = match off {
+        -99..=99 => "It agrees with the config server's within 0.1 s.".to_owned(),
+        100.. => format!("It is {:.1} s ahead of the config server's.", off as f64 / 1000.0),
+        _ => format!("It is {:.1} s behind the config server's.", -off as f64 / 1000.0),
+    };
     let mend = "Let chrony or systemd-timesyncd set it.";
     match off.abs() {
         0..=CLOCK_SKEW_WARNED_MS => held.set("clock", StepState::Passed, clock, ""),
@@ -302,7 +306,7 @@ async fn check(
         return Ok(false);
     }
     if !plan.despite_warnings && held.job.steps.iter().any(|step| step.state == StepState::Warned) {
-        held.fail("A check warns; nothing was changed. Mend it, or ask again with despite_warnings.");
+        held.fail("A check warns; nothing was changed. Mend it, or ask again with --despite-warnings (in the API, despite_warnings).");
         return Ok(false);
     }
     let seal_for = targets

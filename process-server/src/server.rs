@@ -162,7 +162,7 @@ impl Server {
         let state = match (*self.stopping.borrow(), store) {
             (true, _) => StateCode::Stopping,
             (false, Some(store)) => store,
-            (false, None) => worst.map_or(StateCode::WaitingForAgent, |group| group.state),
+            (false, None) => worst.map_or(StateCode::Idle, |group| group.state),
         };
         let last_error = match (&cache.poisoned, cache.disk_full) {
             (Some(reason), _) => Some(reason.clone()),

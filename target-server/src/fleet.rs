@@ -213,9 +213,9 @@ impl Post {
     }
 }
 
-/// Room on the file system of the replicas.
+/// Room on the file system of the replicas, or of where their directory will be made with the first group.
 fn capacity(data: &Path) -> Option<Capacity> {
-    let found = rustix::fs::statvfs(data).ok()?;
+    let found = data.ancestors().find_map(|place| rustix::fs::statvfs(place).ok())?;
     Some(Capacity {
         bytes_total: found.f_frsize * found.f_blocks,
         bytes_free: found.f_frsize * found.f_bavail,

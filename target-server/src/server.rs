@@ -87,10 +87,9 @@ impl Server {
     pub(crate) fn status(&self) -> TargetServerStatus {
         let groups: Vec<_> = self.groups().iter().map(|group| group.status()).collect();
         let worst = groups.iter().max_by_key(|group| group.state.severity());
-        // With nothing to keep it waits for whoever says what.
         let state = match *self.stopping.borrow() {
             true => StateCode::Stopping,
-            false => worst.map_or(StateCode::WaitingForAgent, |group| group.state),
+            false => worst.map_or(StateCode::Idle, |group| group.state),
         };
         TargetServerStatus {
             time: UnixNanos::now(),

@@ -18,6 +18,7 @@ use control::fleet::{
 };
 use control::metrics::{Values, of_agent};
 use control::{AgentReport, StateCode};
+use durable::RealStorage;
 use enrol::{Charge, ConfigServerSection, Member, TaskDone};
 use parking_lot::Mutex;
 use toml::{Table, Value};
@@ -27,6 +28,8 @@ use churn::Churn;
 
 /// The file with the group's key, in the state directory.
 const GROUP_KEY_FILE: &str = "group.key";
+/// The file with the group whose disks the kernel follows for this agent, in the state directory; absent: none.
+const FOLLOWED_FILE: &str = "followed-group";
 /// After so long it is tried again to do what could not be done.
 const AGAIN: Duration = Duration::from_secs(10);
 /// How often it is looked how much was written to disks.
@@ -74,6 +77,43 @@ impl FleetConfig {
 
     fn key_file(&self) -> PathBuf {
         self.config_server.state.join(GROUP_KEY_FILE)
+    }
+
+    fn followed_file(&self) -> PathBuf {
+        self.config_server.state.join(FOLLOWED_FILE)
+    }
+
+    /// The group whose disks the kernel may follow for this agent. Other agents of this machine have others.
+    fn followed(&self) -> anyhow::Result<Option<block::GroupId>> {
+        let path = self.followed_file();
+        let reading = || format!("read which group is followed, in {}", path.display());
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(reading),
+        };
+        Ok(Some(text.trim().parse().map_err(|error| anyhow::anyhow!("{error}")).with_context(reading)?))
+    }
+
+    /// Noted before the kernel follows anything (else nobody could end that after a crash).
+    fn note_followed(&self, group: block::GroupId) -> anyhow::Result<()> {
+        let path = self.followed_file();
+        durable::replace(&RealStorage, &path, format!("{group}\n").as_bytes())
+            .with_context(|| format!("note which group is followed, in {}", path.display()))
+    }
+
+    /// Ends what the kernel follows for this agent, which must not protect anything; whether there was something.
+    ///
+    /// # Errors
+    /// When it cannot be ended, or the note of it not be read or removed.
+    pub fn detach(&self) -> anyhow::Result<bool> {
+        let Some(group) = self.followed()? else { return Ok(false) };
+        let folder = self.with(&self.example())?.agent.tracking_folder;
+        let ended = capture::detach(&folder, Some(&group.to_string()))?;
+        let path = self.followed_file();
+        // Last, so that it is tried again after an error.
+        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        Ok(ended > 0)
     }
 
     /// The agent's configuration for what it is to protect.
@@ -327,6 +367,11 @@ impl Post {
         // Whether it can be read is found before anything is stopped.
         let config = self.config.with(&protection)?;
         self.stop();
+        let group = protection.group;
+        if self.config.followed()?.is_some_and(|followed| followed != group) {
+            self.config.detach()?;
+        }
+        self.config.note_followed(group)?;
         let agent = Agent::start(config)?;
         tracing::info!(volumes = protection.volumes.len(), "protecting, as the config server says");
         let mut running = self.running.lock();
@@ -338,16 +383,9 @@ impl Post {
     /// Nothing is captured any more, by the kernel either.
     fn end_protection(&self) -> anyhow::Result<()> {
         self.stop();
-        let protection = self.running.lock().protection.take();
-        let example = self.config.example();
-        let config = self.config.with(protection.as_ref().unwrap_or(&example))?;
-        // After a restart it is not known of which group; of this machine there is one.
-        let group = protection.map(|protection| protection.group.to_string());
-        if group.is_some() || config.agent.tracking_folder.exists() {
-            let ended = capture::detach(&config.agent.tracking_folder, group.as_deref())?;
-            if ended > 0 {
-                tracing::info!("nothing is protected: the kernel follows no disk any more");
-            }
+        self.running.lock().protection = None;
+        if self.config.detach()? {
+            tracing::info!("nothing is protected: the kernel follows no disk any more");
         }
         Ok(())
     }
@@ -451,5 +489,32 @@ mod tests {
             let error = format!("{:#}", load(&text).unwrap_err());
             assert!(error.contains(named), "{error}");
         }
+    }
+
+    /// On one machine there may be other agents, and tests, whose tracking lies in the same folder.
+    #[test]
+    fn what_others_follow_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let others = dir.path().join("tracking/0123/1");
+        std::fs::create_dir_all(&others).unwrap();
+        std::fs::write(others.join("link_on_issue"), "").unwrap();
+        let file = dir.path().join("agent.toml");
+        let text = format!(
+            "[config_server]\nurl = \"https://localhost:1\"\nstate = \".\"\n[agent]\ntracking_folder = \"{}\"\n",
+            dir.path().join("tracking").display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let config = FleetConfig::load(&file).unwrap().unwrap();
+        assert_eq!(config.followed().unwrap(), None);
+        assert!(!config.detach().unwrap());
+        assert!(others.join("link_on_issue").exists());
+
+        let group = block::GroupId([7; 16]);
+        config.note_followed(group).unwrap();
+        assert_eq!(config.followed().unwrap(), Some(group));
+        std::fs::write(config.followed_file(), "not a group").unwrap();
+        let error = format!("{:#}", config.detach().unwrap_err());
+        assert!(error.contains(FOLLOWED_FILE), "{error}");
+        assert!(others.join("link_on_issue").exists());
     }
 }

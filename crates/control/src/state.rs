@@ -62,6 +62,10 @@ states! {
     Starting "starting" Notice
         "It is starting and recovering what it holds."
         "Nothing; it goes on by itself."
+    /// Nothing is asked of it.
+    Idle "idle" Good
+        "It runs, and nothing is protected through it."
+        "Nothing; what is to be protected is said at the config server, or in its configuration."
     /// No source yet.
     WaitingForAgent "waiting-for-agent" Notice
         "No agent of the group is connected; no new recovery points arrive."
