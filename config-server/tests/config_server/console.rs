@@ -310,7 +310,7 @@ async fn a_large_fleet_is_shown_in_pages() {
         let (machine, group) = (format!("{number:032x}"), format!("{:032x}", 0xfff0_0000 + number));
         for sql in [
             "INSERT INTO parts SELECT $1, role, $3, $3, $2, enrolled, removed, address, sealing_key, version, seen, silent,
-                 clock_ahead, certificate_expires, state, trouble, digest, report, disks, bytes_total, bytes_free
+                 clock_ahead, certificate_expires, state, trouble, digest, report, disks, bytes_total, bytes_free, guests
              FROM parts WHERE name = 'web'",
             "INSERT INTO protection_groups (id, machine_id, generation, state, policy_id, process_id, created)
              SELECT $2, $1, 1, 'protected', policy_id, process_id, created FROM protection_groups WHERE $3 <> '' LIMIT 1",

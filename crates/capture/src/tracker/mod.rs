@@ -5,7 +5,7 @@
 //! is in flight. That is looked at after the ring has been consumed up to the cut, so that a missed write that completed
 //! before any recorded one was issued is seen: by its bits, or by its slot if its end was not seen.
 //!
-//! Ends that nobody saw: the disks' own counts are compared with ours at each cut and every [`LOOK_NS`] in between. What is
+//! Ends that nobody saw: the disks' own counts are compared with ours at each cut and every 50 ms in between. What is
 //! ahead is looked for among the slots; what they do not explain was never seen, and its volume is read again.
 //!
 //! Order of a drain, and what breaks if it is changed:
@@ -31,43 +31,38 @@
 //! that starts on a tap that was used before marks it dirty, and reads it again (R8).
 //! Retries: a failed read leaves its granules dirty; the next round begins after [`READ_RETRY_PAUSE_NS`].
 
-use std::collections::{BTreeMap, VecDeque};
+mod compare;
+mod doubt;
+mod pace;
+
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use block::{Bitmap, ByteCount, ByteOffset, Consistency, Epoch, Extent, GRANULE_BYTES, Granule, UnixNanos};
-use changeset::{COMPARED_GRANULES_MAX, Fold, GranuleDigest, VolumeInfo};
+use changeset::{Fold, VolumeInfo};
 
 use crate::CaptureError;
-use crate::compare::{Answer, Comparer, Question, Verdict};
+use crate::compare::Comparer;
 use crate::disk::{Disk, Read, ReadDone};
 use crate::lanes::Lanes;
 use crate::source::{Cut, Mode, Position, Progress, Source, SourceStatus, VolumeStatus};
-use crate::tap::{LossReason, RingPosition, Tap, VolumeIndex};
+use crate::tap::{RingPosition, Tap, VolumeIndex};
+use compare::Comparing;
+use doubt::Unseen;
+use pace::Pace;
 
 /// Unfinished requests may hold this much besides the epoch's own memory; past it, the one that has waited longest is
 /// given up and its granules are read from the disk.
 pub const TRACKER_LANE_BYTES_MAX: ByteCount = ByteCount::mib(64);
-/// Regions of [`COMPARED_GRANULES_MAX`] granules for which reads may still be on the way; past it, the first is asked about.
-const REGIONS_GATHERED_MAX: usize = 2;
 /// After a failed read, the next round of draining waits this long.
 const READ_RETRY_PAUSE_NS: u64 = 1_000_000_000;
 /// Samples of (position, time) kept to date a cut that lags; past it the oldest is dropped, and a cut is dated earlier.
 const SAMPLES_MAX: usize = 4096;
 /// When the bits have been found clear so often although the count says otherwise, they are counted again.
 const COUNT_AGAIN_AFTER: u32 = 1000;
-/// A disk that has grown must be taken up in its new size within so long; past it, all of it is read again and again.
-const OUTGROWN_NS_MAX: u64 = 10_000_000_000;
 /// Captured writes that are in flight for longer count as missed, so that a drain need not wait for a slow disk, nor for a
 /// write whose completion the programs did not see.
 const GRACE_NS_MAX: u64 = 500_000_000;
-/// While there are writes, it is looked so often for ends that nobody saw.
-const LOOK_NS: u64 = 50_000_000;
-/// And so often when nothing was written since all was found well.
-const LOOK_IDLE_NS: u64 = 500_000_000;
-/// Stale slots are noted in one look and mended in a later one; what is not explained after so many, will not be.
-const LOOKS_MAX: u32 = 4;
-/// Applications count as writing for so long after a write was seen.
-const WRITING_NS: u64 = 20_000_000;
 
 /// How hard the tracker drains.
 #[derive(Clone, Copy, Debug)]
@@ -103,32 +98,6 @@ enum Round {
 struct Landed {
     done: ReadDone,
     after: RingPosition,
-}
-
-/// Sectors of a volume that ended unseen, and since when that is known.
-#[derive(Clone, Copy)]
-struct Unseen {
-    sectors: u64,
-    mended_before: u64,
-    looks: u32,
-}
-
-/// Suspect granules that were read, and what becomes of them.
-#[derive(Default)]
-struct Comparing {
-    /// To be asked, by volume and region.
-    gathered: BTreeMap<(VolumeIndex, u64), Vec<(Granule, GranuleDigest)>>,
-    /// Asked and not answered.
-    asked: BTreeMap<u64, (VolumeIndex, Vec<Granule>)>,
-    next: u64,
-    compared: ByteCount,
-    different: ByteCount,
-}
-
-impl Comparing {
-    fn is_over(&self) -> bool {
-        self.gathered.is_empty() && self.asked.is_empty()
-    }
 }
 
 /// Turns a tap and its disks into epochs.
@@ -264,104 +233,6 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
         full(&self.fold, limit)
     }
 
-    /// Tracking of a volume has a gap: all of it is read again. A disk that has grown is left for a while to whoever
-    /// takes it up in its new size; until then no epoch is a point.
-    fn take_losses(&mut self, now: UnixNanos) {
-        let since = self.outgrown.take();
-        for volume in self.indices() {
-            let Some(reason) = self.tap.loss(volume) else { continue };
-            let since = since.unwrap_or(now);
-            if reason == LossReason::OutOfRange && now.0.saturating_sub(since.0) < OUTGROWN_NS_MAX {
-                self.outgrown = Some(since);
-                continue;
-            }
-            self.lose(volume, reason);
-            self.tap.forget_loss(volume);
-        }
-    }
-
-    /// A completion that no copy of the program saw may have been of any write: everything is read again (R11). If it was
-    /// of a captured one, its place in flight would be waited for in vain, so none of those in flight is trusted.
-    fn watch_skipped(&mut self) {
-        if self.tap.skipped() {
-            for volume in self.indices() {
-                self.lose(volume, LossReason::Skipped);
-            }
-        }
-        self.tap.forget_skipped();
-    }
-
-    fn lose(&mut self, volume: VolumeIndex, reason: LossReason) {
-        self.losses += 1;
-        let name = &self.volumes[usize::from(volume.0)].name;
-        let what = match reason {
-            LossReason::Passthrough => "a program sent raw device commands",
-            LossReason::OutOfRange => "a write outside its known size",
-            LossReason::Operation => "a zone operation, which is not supported",
-            LossReason::Walk => "a request that could not be followed",
-            LossReason::Unseen => "the completion of a write was not seen",
-            LossReason::Skipped => "the kernel may have skipped a completion",
-        };
-        tracing::warn!(volume = name, reason = what, "tracking had a gap: the volume is read again");
-        self.last_error = Some(format!("volume {name}: {what}; reading it all again"));
-        self.suspect_all(volume);
-        self.tap.miss_in_flight();
-    }
-
-    fn suspect_all(&mut self, volume: VolumeIndex) {
-        for granule in 0..self.tap.granules(volume) {
-            // In this order: a granule that is dirty and not suspect would be sent, which is only more work.
-            self.tap.mark_dirty(volume, Granule(granule));
-            self.tap.suspect(volume, Granule(granule));
-        }
-    }
-
-    /// Looks for writes that ended unseen, if it is time to.
-    fn look_at_ends(&mut self, now: UnixNanos) {
-        let writes = self.tap.writes();
-        let pause = if writes == self.looked_writes { LOOK_IDLE_NS } else { LOOK_NS };
-        if now.0.saturating_sub(self.looked_at.0) < pause {
-            return;
-        }
-        self.looked_at = now;
-        self.tap.mend_stale();
-        // While writes go on, some are always in flight; to look through all of them takes a while.
-        let quiet = writes == self.seen_writes;
-        self.seen_writes = writes;
-        let mut well = !(quiet && self.tap.missed_in_flight());
-        for volume in self.indices() {
-            let sectors = self.tap.unseen(volume);
-            let mended = self.tap.mended(volume);
-            let known = &mut self.unseen[usize::from(volume.0)];
-            match known {
-                _ if sectors == 0 => *known = None,
-                Some(before) if before.looks + 1 < LOOKS_MAX => before.looks += 1,
-                Some(before) if mended.wrapping_sub(before.mended_before) < before.sectors => {
-                    *known = None;
-                    self.lose(volume, LossReason::Unseen);
-                    self.tap.accept_unseen(volume);
-                }
-                // Those were found; there are others since.
-                _ => *known = Some(Unseen { sectors, mended_before: mended, looks: 0 }),
-            }
-            well &= sectors == 0;
-        }
-        if !well {
-            self.tap.note_stale();
-        } else if quiet {
-            self.looked_writes = writes;
-        }
-    }
-
-    /// Whether all ends of writes were seen, as far as the disks' own counts tell.
-    fn all_ends_seen(&mut self) -> bool {
-        let seen = self.indices().all(|volume| self.tap.unseen(volume) == 0);
-        if !seen {
-            (self.looked_at, self.looked_writes) = (UnixNanos(0), u64::MAX);
-        }
-        seen
-    }
-
     fn consume(&mut self, until: RingPosition, limit: ByteCount) {
         let (fold, lanes) = (&mut self.fold, &mut self.lanes);
         let lane_bytes = self.limits.lanes.min(TRACKER_LANE_BYTES_MAX);
@@ -436,65 +307,6 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                 } else {
                     self.tap.end_drain(volume, granule);
                 }
-            }
-        }
-        moved
-    }
-
-    /// What was read of suspect granules goes into questions.
-    fn gather(&mut self, volume: VolumeIndex, extent: Extent, data: &[u8]) {
-        let Some(comparer) = &self.comparer else { return };
-        let digests: Vec<(Granule, GranuleDigest)> = granules_of(extent)
-            .zip(data.chunks(GRANULE_BYTES as usize))
-            .map(|(granule, data)| (granule, comparer.digest(volume, granule, data)))
-            .collect();
-        let region = |granule: Granule| granule.0 / COMPARED_GRANULES_MAX;
-        for (granule, digest) in digests {
-            self.comparing.gathered.entry((volume, region(granule))).or_default().push((granule, digest));
-        }
-        // Reads end in any order, so the region before may still lack some.
-        while self.comparing.gathered.len() > REGIONS_GATHERED_MAX {
-            self.ask_first();
-        }
-    }
-
-    fn ask_first(&mut self) {
-        let Some(((volume, _), mut granules)) = self.comparing.gathered.pop_first() else { return };
-        let Some(comparer) = &mut self.comparer else { return };
-        granules.sort_by_key(|(granule, _)| *granule);
-        let as_of = if self.fold.is_empty() { self.cut } else { self.cut.next() };
-        let number = self.comparing.next;
-        self.comparing.next += 1;
-        self.comparing.asked.insert(number, (volume, granules.iter().map(|(granule, _)| *granule).collect()));
-        comparer.ask(Question { number, volume, as_of, granules });
-    }
-
-    /// Takes the answers that have come, and asks what was gathered when nothing more is being read.
-    fn compare(&mut self) -> bool {
-        let reading =
-            matches!(self.round, Round::Reading { .. }) || self.reads > 0 || !self.landed.is_empty();
-        while !reading && !self.comparing.gathered.is_empty() {
-            self.ask_first();
-        }
-        let mut moved = false;
-        while let Some(Answer { number, verdict }) =
-            self.comparer.as_mut().and_then(|comparer| comparer.answer())
-        {
-            let Some((volume, granules)) = self.comparing.asked.remove(&number) else { continue };
-            moved = true;
-            self.comparing.compared += ByteCount(granules.len() as u64 * GRANULE_BYTES);
-            for granule in granules {
-                let different = match &verdict {
-                    Verdict::Same => false,
-                    Verdict::Differs(different) => different.contains(&granule),
-                    Verdict::Unknown => true,
-                };
-                if different {
-                    self.comparing.different += ByteCount(GRANULE_BYTES);
-                    self.tap.mark_dirty(volume, granule);
-                }
-                self.tap.trust(volume, granule);
-                self.tap.leave_drain(volume, granule);
             }
         }
         moved
@@ -632,38 +444,6 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             && self.outgrown.is_none()
             && self.unseen.iter().all(Option::is_none)
             && !self.tap.missed_in_flight()
-    }
-}
-
-/// Leaves the disks to the applications while they write.
-#[derive(Default)]
-struct Pace {
-    writes: u64,
-    written: UnixNanos,
-    share: u32,
-    next: UnixNanos,
-}
-
-impl Pace {
-    fn look(&mut self, now: UnixNanos, writes: u64, share: u32) {
-        if writes != self.writes {
-            (self.writes, self.written) = (writes, now);
-        }
-        self.share = share.clamp(1, 100);
-    }
-
-    fn writing(&self, now: UnixNanos) -> bool {
-        self.share < 100 && now.0.saturating_sub(self.written.0) < WRITING_NS
-    }
-
-    fn may_read(&self, now: UnixNanos, reads: usize) -> bool {
-        !self.writing(now) || reads == 0 && now >= self.next
-    }
-
-    fn ended(&mut self, now: UnixNanos, took_ns: u64) {
-        let rest =
-            (took_ns / u64::from(self.share.max(1))).saturating_mul(u64::from(100 - self.share.min(100)));
-        self.next = UnixNanos(now.0.saturating_add(rest));
     }
 }
 
