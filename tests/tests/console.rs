@@ -188,6 +188,8 @@ fn from_the_login_to_a_recovery_point() {
     browser.fill("input[name=disk]:not([type=checkbox])", &disk).unwrap();
     browser.click("input[name=despite_warnings]").unwrap();
     browser.click("form.fields button").unwrap();
+    // Before that the form's page is still there.
+    browser.find("#job-state").unwrap();
     browser.run("window.stayed = true").unwrap();
     let job = browser.find("#job-state[data-state=done]");
     assert!(job.is_ok(), "{:#}\n{}", job.unwrap_err(), site.logs());
