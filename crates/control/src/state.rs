@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn codes_are_stable_kebab_case_and_unique() {
         let codes: Vec<&str> = StateCode::ALL.iter().map(|state| state.code()).collect();
-        let golden = "unknown starting waiting-for-agent initial-copy replicating catching-up resync capture-limited \
+        let golden = "unknown starting idle waiting-for-agent initial-copy replicating catching-up resync capture-limited \
                       capture-failed source-failed unreachable unauthenticated unauthorised fenced version-mismatch \
                       cache-full target-full store-failed corrupt gap superseded behind misconfigured failed-over stopping";
         assert_eq!(codes.join(" "), golden);
