@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::fleet::{
-    CheckIn, CheckInReply, DISKS_MAX, EventKind, GUEST_DISKS_MAX, GUESTS_MAX, POINT_LISTS_MAX,
-    POINTS_SHOWN_MAX, PartReport, PartRole, ProblemCode, TASKS_MAX, TaskState, UnixMillis,
+    CheckIn, CheckInReply, EventKind, POINTS_SHOWN_MAX, PartReport, PartRole, ProblemCode, TaskState,
+    UnixMillis,
 };
 use parking_lot::Mutex;
 use sqlx::Row;
@@ -91,9 +91,9 @@ pub(crate) fn queue() -> (CheckIns, Queue) {
 pub(crate) async fn check_in(
     app: &Arc<App>,
     (part, role, name): (String, PartRole, String),
-    said: CheckIn,
+    mut said: CheckIn,
 ) -> Answer<CheckInReply> {
-    sensible(role, &said)?;
+    sensible(role, &mut said)?;
     let (digest, revoked_version) = (said.digest.clone(), said.revoked_version);
     let (answer, kept) = oneshot::channel();
     let json = |kept: serde_json::Result<String>| kept.map_err(|error| internal("keep a report", error));
@@ -116,7 +116,7 @@ pub(crate) async fn check_in(
     reply(app, &part, role, &digest, revoked_version).await
 }
 
-fn sensible(role: PartRole, said: &CheckIn) -> Answer<()> {
+fn sensible(role: PartRole, said: &mut CheckIn) -> Answer<()> {
     let fits = match &said.report {
         None => true,
         Some(PartReport::Agent(_)) => role == PartRole::Agent,
@@ -126,40 +126,24 @@ fn sensible(role: PartRole, said: &CheckIn) -> Answer<()> {
     if !fits {
         return Err(invalid(format!("A {role} reported as something else")));
     }
+    if let Some(excess) = said.excess() {
+        return Err(invalid(excess));
+    }
     let texts = [
-        ("version", said.version.as_str(), 64),
-        ("address", said.address.as_deref().unwrap_or_default(), 255),
-        ("sealing_key", said.sealing_key.as_deref().unwrap_or_default(), 64),
-        ("digest", said.digest.as_str(), 64),
-        ("trouble", said.trouble.as_deref().unwrap_or_default(), 2000),
+        ("version", Some(&said.version)),
+        ("address", said.address.as_ref()),
+        ("sealing_key", said.sealing_key.as_ref()),
+        ("digest", Some(&said.digest)),
+        ("trouble", said.trouble.as_ref()),
     ];
-    for (name, text, most) in texts {
-        if text.len() > most || text.contains('\0') {
-            return Err(invalid(format!("{name} has {} bytes, at most {most} go, and no NUL", text.len())));
-        }
-    }
-    if said.disks.as_ref().is_some_and(|disks| disks.len() > DISKS_MAX) {
-        return Err(invalid(format!("More than {DISKS_MAX} disks were reported")));
-    }
-    if let Some(guests) = &said.guests
-        && (guests.len() > GUESTS_MAX || guests.iter().any(|guest| guest.disks.len() > GUEST_DISKS_MAX))
-    {
-        return Err(invalid(format!(
-            "More than {GUESTS_MAX} guests, or more than {GUEST_DISKS_MAX} disks of one, were reported"
-        )));
+    for (name, _) in texts.iter().filter(|(_, text)| text.is_some_and(|text| text.contains('\0'))) {
+        return Err(invalid(format!("{name} has a NUL")));
     }
     if !said.points.is_empty() && role != PartRole::TargetServer {
         return Err(invalid(format!("A {role} told recovery points; only targets have them")));
     }
-    if said.points.len() > POINT_LISTS_MAX
-        || said.points.iter().any(|list| list.points.len() > POINTS_SHOWN_MAX)
-    {
-        return Err(invalid(format!(
-            "Recovery points of more than {POINT_LISTS_MAX} groups, or more than {POINTS_SHOWN_MAX} of one, were told"
-        )));
-    }
-    if said.tasks.len() > TASKS_MAX {
-        return Err(invalid(format!("More than {TASKS_MAX} tasks were reported")));
+    if said.points.iter().any(|list| list.points.len() > POINTS_SHOWN_MAX) {
+        return Err(invalid(format!("More than {POINTS_SHOWN_MAX} recovery points of a group were told")));
     }
     let long = |update: &&control::fleet::TaskUpdate| {
         update.message.len() > MESSAGE_BYTES_MAX || update.result.to_string().len() > RESULT_BYTES_MAX

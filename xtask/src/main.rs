@@ -67,10 +67,12 @@ fn cargo() -> Command {
     command
 }
 
-/// Runs a step and shows what it is; its output goes to the terminal.
+/// Runs a step and shows what it is and how long it took; its output goes to the terminal.
 fn step(what: &str, command: &mut Command) -> anyhow::Result<()> {
     eprintln!("\n== {what}");
+    let started = std::time::Instant::now();
     let status = command.status().with_context(|| format!("{what}: start {command:?}"))?;
+    eprintln!("== {what}: {status}, after {} s", started.elapsed().as_secs());
     if !status.success() {
         bail!("{what}: {status}");
     }

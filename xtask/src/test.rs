@@ -75,7 +75,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         step("examples in documents", cargo().args(documented))?;
     }
     if find("cargo-nextest").is_some() {
-        step("tests", cargo().args(["nextest", "run", "--workspace"]).args(&options.filter))
+        // A failed test's message is what one looks for; a hundred frames of the runtime hide it.
+        let quiet = [("RUST_BACKTRACE", "0"), ("RUST_LIB_BACKTRACE", "0")];
+        step("tests", cargo().args(["nextest", "run", "--workspace"]).args(&options.filter).envs(quiet))
     } else {
         // Without nextest's groups, tests that use global kernel state must not run beside each other.
         let all = ["test", "--workspace", "--all-targets", "--", "--test-threads=1"];

@@ -4,13 +4,10 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use capture::Disks;
-use control::fleet::{DISKS_MAX, DiskInfo, DiskUse};
+use control::fleet::{DISK_USES_MAX, DISKS_MAX, DiskInfo, DiskUse};
 use serde_json::Value;
 
 use crate::check::all_disks;
-
-/// Parts of a disk that are told of.
-const USES_MAX: usize = 64;
 
 /// All disks that could be captured.
 pub(super) fn disks() -> anyhow::Result<Vec<DiskInfo>> {
@@ -70,7 +67,7 @@ fn collect(node: &Value, uses: &mut Vec<DiskUse>) {
         kind => kind,
     };
     let found = DiskUse { device, kind, mounted: text("mountpoint", 240) };
-    if uses.len() < USES_MAX && !(found.kind.is_empty() && found.mounted.is_empty()) {
+    if uses.len() < DISK_USES_MAX && !(found.kind.is_empty() && found.mounted.is_empty()) {
         uses.push(found);
     }
     for child in node["children"].as_array().into_iter().flatten() {

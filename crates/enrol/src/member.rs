@@ -218,6 +218,7 @@ impl Member {
         said.certificate_expires = credentials.expires().into();
         said.revoked_version = kept_revoked_version(&self.section.state);
         said.tasks = waiting.values().take(control::fleet::TASKS_MAX).cloned().collect();
+        said.shorten();
         client.post("/part/check-in", &said).await
     }
 

@@ -162,6 +162,91 @@ impl Document {
         }
     }
 
+    /// A value as its schema says with everything in it that may be and of which the schema says what it is.
+    pub(super) fn full(&self, dice: &mut Dice, schema: &Value) -> Value {
+        let schema = self.resolve(schema);
+        let some = |schemas: &Value| {
+            let null = |one: &&Value| types(self.resolve(one)) == ["null"];
+            schemas.as_array().and_then(|all| all.iter().find(|one| !null(one))).cloned()
+        };
+        if let Some(chosen) = some(&schema["oneOf"]).or(some(&schema["anyOf"])) {
+            return self.full(dice, &chosen);
+        }
+        if let Some(properties) = schema["properties"].as_object() {
+            let vague = |schema: &Value| {
+                let schema = self.resolve(schema);
+                let entries =
+                    if schema["items"].is_object() { self.resolve(&schema["items"]) } else { schema };
+                types(entries).contains(&"object") && !entries["properties"].is_object()
+            };
+            let told = properties.iter().filter(|(_, schema)| !vague(schema));
+            let each = told.map(|(name, schema)| (name.clone(), self.full(dice, schema)));
+            return each.collect::<Map<_, _>>().into();
+        }
+        let (is_text, least) = (types(schema).contains(&"string"), schema["minLength"].as_u64().unwrap_or(1));
+        match schema["items"].is_object() {
+            true => json!([self.full(dice, &schema["items"])]),
+            false if is_text && !schema["pattern"].is_string() && !schema["enum"].is_array() => {
+                "x".repeat(least as usize).into()
+            }
+            false => loop {
+                let value = self.valid(dice, schema);
+                if !value.is_null() {
+                    return value;
+                }
+            },
+        }
+    }
+
+    /// For each limit of a schema, the full value with one place past this limit.
+    pub(super) fn beyond(&self, full: &Value, schema: &Value) -> Vec<Value> {
+        let mut places = Vec::new();
+        list(full, String::new(), &mut places);
+        let mut found = Vec::new();
+        for at in places {
+            let Some(schema) = self.schema_at(schema, &at) else { continue };
+            let place = full.pointer(&at).expect("a place in the value");
+            let limit = |word: &str| schema[word].as_u64();
+            let number = |word: &str| schema[word].as_i64();
+            let past = [
+                limit("maxLength").map(|most| "x".repeat(most as usize + 1).into()),
+                limit("minLength")
+                    .and_then(|least| least.checked_sub(1))
+                    .map(|few| "x".repeat(few as usize).into()),
+                limit("maxItems")
+                    .zip(place.as_array())
+                    .map(|(most, all)| all.iter().cycle().take(most as usize + 1).cloned().collect()),
+                limit("minItems").filter(|least| *least == 1).map(|_| json!([])),
+                // As far as numbers with 53 bits can tell.
+                number("maximum").and_then(|most| most.checked_add(1 + (most >> 52))).map(Value::from),
+                number("minimum").and_then(|least| least.checked_sub(1)).map(Value::from),
+            ];
+            for past in past.into_iter().flatten() {
+                let mut value = full.clone();
+                *value.pointer_mut(&at).expect("the same place") = past;
+                found.push(value);
+            }
+        }
+        found
+    }
+
+    /// The schema of what is at a pointer into a full value.
+    fn schema_at(&self, schema: &Value, at: &str) -> Option<Value> {
+        let mut schema = self.resolve(schema).clone();
+        for step in at.split('/').skip(1) {
+            let alone = schema["oneOf"].as_array().or(schema["anyOf"].as_array()).cloned();
+            if let Some(one) =
+                alone.and_then(|all| all.into_iter().find(|one| types(self.resolve(one)) != ["null"]))
+            {
+                schema = self.resolve(&one).clone();
+            }
+            let next =
+                if schema["items"].is_object() { &schema["items"] } else { &schema["properties"][step] };
+            schema = next.is_object().then(|| self.resolve(next).clone())?;
+        }
+        Some(schema)
+    }
+
     fn text(&self, dice: &mut Dice, schema: &Value) -> String {
         match schema["pattern"].as_str() {
             Some("^[0-9a-f]{32}$") => return dice.pick(&self.ids).clone(),

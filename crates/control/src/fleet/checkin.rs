@@ -7,6 +7,8 @@ use crate::{AgentReport, GroupPoints, ProcessServerStatus, StateCode, TargetServ
 
 /// Disks that one machine may report. More are left out by the agent, and refused by the config server.
 pub const DISKS_MAX: usize = 256;
+/// Parts of one disk. More are left out by the agent, and refused by the config server.
+pub const DISK_USES_MAX: usize = 64;
 /// Guests of a virtual machine host that one machine may report. More are left out by the agent, and refused by the config
 /// server.
 pub const GUESTS_MAX: usize = 256;
@@ -72,6 +74,85 @@ pub struct CheckIn {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 16)]
     pub tasks: Vec<TaskUpdate>,
+}
+
+impl CheckIn {
+    /// Every text, with the most characters that it may have (as in the schemas above).
+    fn texts(&mut self) -> impl Iterator<Item = (&'static str, &mut String, usize)> {
+        let Self { version, address, sealing_key, digest, trouble, disks, guests, .. } = self;
+        let disks = disks.iter_mut().flatten().flat_map(|disk| {
+            let uses = disk.uses.iter_mut().flat_map(|part| {
+                [
+                    ("the device of a disk's part", &mut part.device, 255),
+                    ("the kind of a disk's part", &mut part.kind, 64),
+                    ("where a disk's part is mounted", &mut part.mounted, 1000),
+                ]
+            });
+            [
+                ("a disk's device", &mut disk.device, 255),
+                ("what a disk is known by", &mut disk.known_by, 1000),
+            ]
+            .into_iter()
+            .chain(uses)
+        });
+        let guests = guests.iter_mut().flatten().flat_map(|guest| {
+            let disks = guest.disks.iter_mut().flat_map(|disk| {
+                [("a guest's disk", &mut disk.target, 64), ("a guest disk's source", &mut disk.source, 1000)]
+            });
+            [("a guest's name", &mut guest.name, 255), ("a guest's state", &mut guest.state, 64)]
+                .into_iter()
+                .chain(disks)
+        });
+        let of_all = [("version", version, 64), ("digest", digest, 64)];
+        let of_some =
+            [("address", address, 255), ("sealing_key", sealing_key, 64), ("trouble", trouble, 2000)];
+        let of_some = of_some.into_iter().filter_map(|(name, text, most)| Some((name, text.as_mut()?, most)));
+        of_all.into_iter().chain(of_some).chain(disks).chain(guests)
+    }
+
+    /// Shortens what is longer than a config server takes, so that a machine with an odd mount or guest is still heard.
+    pub fn shorten(&mut self) {
+        for (_, text, most) in self.texts() {
+            if let Some((end, _)) = text.char_indices().nth(most) {
+                text.truncate(end);
+            }
+        }
+        self.disks.iter_mut().for_each(|disks| disks.truncate(DISKS_MAX));
+        for disk in self.disks.iter_mut().flatten() {
+            disk.uses.truncate(DISK_USES_MAX);
+        }
+        self.guests.iter_mut().for_each(|guests| guests.truncate(GUESTS_MAX));
+        for guest in self.guests.iter_mut().flatten() {
+            guest.disks.truncate(GUEST_DISKS_MAX);
+        }
+    }
+
+    /// What in it is longer than a config server takes.
+    pub fn excess(&mut self) -> Option<String> {
+        let long = self.texts().find_map(|(name, text, most)| {
+            let count = text.chars().count();
+            (count > most).then(|| format!("{name} has {count} characters, at most {most} go"))
+        });
+        let of_disks =
+            self.disks.iter().flatten().map(|disk| ("parts of a disk", disk.uses.len(), DISK_USES_MAX));
+        let of_guests = self
+            .guests
+            .iter()
+            .flatten()
+            .map(|guest| ("disks of a guest", guest.disks.len(), GUEST_DISKS_MAX));
+        let lists = [
+            ("disks", self.disks.as_ref().map_or(0, Vec::len), DISKS_MAX),
+            ("guests", self.guests.as_ref().map_or(0, Vec::len), GUESTS_MAX),
+            ("tasks", self.tasks.len(), TASKS_MAX),
+            ("lists of recovery points", self.points.len(), POINT_LISTS_MAX),
+        ];
+        long.or_else(|| {
+            let mut lists = lists.into_iter().chain(of_disks).chain(of_guests);
+            lists.find_map(|(name, count, most)| {
+                (count > most).then(|| format!("{count} {name} were told, at most {most} go"))
+            })
+        })
+    }
 }
 
 /// How a part is, as its own status says.
@@ -275,4 +356,45 @@ pub struct TaskUpdate {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     pub result: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_refused_and_can_be_shortened() {
+        let text = |count: usize| "\u{e4}".repeat(count);
+        let part = DiskUse { device: text(256), kind: text(65), mounted: text(4096) };
+        let disk = DiskInfo {
+            device: text(3000),
+            known_by: text(1001),
+            bytes: 1,
+            written_bytes_per_s: None,
+            uses: vec![part; DISK_USES_MAX + 1],
+        };
+        let held = GuestDisk { target: text(70), source: text(4096) };
+        let guest = GuestInfo { name: text(300), state: text(100), disks: vec![held; GUEST_DISKS_MAX + 1] };
+        let mut said = CheckIn {
+            version: text(65),
+            address: Some(text(256)),
+            trouble: Some(text(2001)),
+            disks: Some(vec![disk; DISKS_MAX + 1]),
+            guests: Some(vec![guest; GUESTS_MAX + 1]),
+            ..CheckIn::default()
+        };
+        assert!(
+            said.excess().is_some_and(|why| why.contains("version has 65 characters")),
+            "{:?}",
+            said.excess()
+        );
+        said.shorten();
+        assert_eq!(said.excess(), None);
+        let disks = said.disks.as_ref().unwrap();
+        assert_eq!((disks.len(), disks[0].uses.len()), (DISKS_MAX, DISK_USES_MAX));
+        assert_eq!(disks[0].uses[0].mounted, text(1000));
+        let before = said.clone();
+        said.shorten();
+        assert_eq!(said, before, "what fits is left alone");
+    }
 }

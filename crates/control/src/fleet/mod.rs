@@ -51,9 +51,9 @@ pub use access::{
 };
 pub use alert::{AlertInfo, AlertKind, AlertSettings, Mail, MailSecurity, RECEIVERS_MAX, Webhook};
 pub use checkin::{
-    Capacity, CheckIn, CheckInReply, DISKS_MAX, DiskInfo, DiskUse, GUEST_DISKS_MAX, GUESTS_MAX, GuestDisk,
-    GuestInfo, POINT_LISTS_MAX, POINTS_SHOWN_MAX, PartReport, TASKS_MAX, Task, TaskKind, TaskState,
-    TaskUpdate,
+    Capacity, CheckIn, CheckInReply, DISK_USES_MAX, DISKS_MAX, DiskInfo, DiskUse, GUEST_DISKS_MAX,
+    GUESTS_MAX, GuestDisk, GuestInfo, POINT_LISTS_MAX, POINTS_SHOWN_MAX, PartReport, TASKS_MAX, Task,
+    TaskKind, TaskState, TaskUpdate,
 };
 pub use desired::{
     Desired, DesiredAgent, DesiredProcessServer, DesiredTargetServer, ForwardedGroup, KeptGroup,
