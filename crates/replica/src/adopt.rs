@@ -39,14 +39,15 @@ impl GroupReplica {
         {
             let writer = self.writer.lock();
             if writer.state.generation.is_some() || writer.state.applied > Epoch::NONE {
-                return refused("the replica has a history already, and nothing can come before it".to_owned());
+                return refused(
+                    "the replica has a history already, and nothing can come before it".to_owned(),
+                );
             }
             let found = [(FOUND, Pin { label: Some(label.clone()), pinned: now, expires: None })].into();
             pins::write(&*self.core.storage, &self.core.dir, group, &found)?;
             self.core.shared.write().pins = found;
         }
-        let stamp =
-            Stamp { group, generation, epoch: FOUND, consistency: Consistency::Crash, cut_time: now };
+        let stamp = Stamp { group, generation, epoch: FOUND, consistency: Consistency::Crash, cut_time: now };
         let mut delta = Delta::new(stamp, volumes);
         delta.note = PointNote { label: Some(label), ..PointNote::default() };
         self.apply_delta(&delta)

@@ -1,0 +1,181 @@
+//! The way back, with the real programs: a disk that comes home is the starting replica, and only what differs moves.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use scratch::{LoopDisk, run};
+use seawall_tests::root;
+use seawall_tests::system::{Part, System};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+const GRANULE: u64 = 65536;
+const DISK: u64 = 96 * MIB;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+fn name(device: &Path) -> String {
+    device.file_name().expect("a device has a name").to_string_lossy().into_owned()
+}
+
+fn random(bytes: u64) -> anyhow::Result<Vec<u8>> {
+    let mut data = vec![0; bytes as usize];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut data)?;
+    Ok(data)
+}
+
+/// Writes random data at some places, and gives the whole disk.
+fn write(disk: &LoopDisk, places: &[(u64, u64)]) -> anyhow::Result<Vec<u8>> {
+    let file = OpenOptions::new().write(true).open(disk.device())?;
+    for (at, bytes) in places {
+        file.write_all_at(&random(*bytes)?, *at)?;
+    }
+    file.sync_all()?;
+    content(disk)
+}
+
+fn content(disk: &LoopDisk) -> anyhow::Result<Vec<u8>> {
+    run("blockdev", &["--flushbufs", text(disk.device())])?;
+    Ok(std::fs::read(disk.device())?)
+}
+
+/// Granules in which two disks differ, in bytes.
+fn differing(a: &[u8], b: &[u8]) -> u64 {
+    let granules = a.chunks(GRANULE as usize).zip(b.chunks(GRANULE as usize));
+    granules.filter(|(a, b)| a != b).count() as u64 * GRANULE
+}
+
+fn failover(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
+    let (step, rest) = arguments.split_first().context("a step")?;
+    let mut all = vec!["--yes"];
+    all.extend(rest);
+    // `operator` puts its own arguments behind the first word.
+    let output = std::process::Command::new(seawall_tests::system::program("seawall")?)
+        .args(["failover", step, "--json", "--dir"])
+        .arg(system.dir().join("seawall"))
+        .args(all)
+        .output()?;
+    ensure!(output.status.success(), "seawall failover {step}: {}", String::from_utf8_lossy(&output.stdout));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// What the process server was told of the running agent, from now on.
+fn report(system: &System) -> anyhow::Result<Value> {
+    let now = block::UnixNanos::now().0;
+    let limit = Instant::now() + Duration::from_secs(30);
+    loop {
+        let status = system.operator("status", &[])?;
+        let report = status["process_server"]["groups"][0]["report"].clone();
+        if report["time"].as_u64() > Some(now) {
+            return Ok(report);
+        }
+        ensure!(Instant::now() < limit, "no new report in {status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn restored(system: &System, volume: &str, point: u64) -> anyhow::Result<Vec<u8>> {
+    let out = system.dir().join("restored");
+    system.restore(volume, point, &out)?;
+    Ok(std::fs::read(out)?)
+}
+
+/// At most 1.1 times the granules that differ, and 0.1 % of the volume for the checksums.
+fn little_moved(report: &Value, differed: u64) -> anyhow::Result<()> {
+    let sent = report["sent_bytes_total"].as_u64().context("bytes sent")?;
+    println!("{sent} bytes moved, {differed} differed: {:.3}", sent as f64 / differed as f64);
+    ensure!(
+        sent > 0 && sent <= differed * 11 / 10 + DISK / 1000,
+        "{sent} bytes moved for {differed}: {report}"
+    );
+    Ok(())
+}
+
+/// Site A is lost; B goes on from a point of before; A's disk comes home with what B has, and what A wrote after the point is kept; then A
+/// protects it to B again.
+#[test]
+fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> {
+    if !root("kernel_a_disk_comes_home_and_only_what_differs_moves") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("a.img");
+    std::fs::write(&image, random(DISK)?)?;
+    let disk_a = LoopDisk::attach(&image, 512)?;
+    let (a, disk_name) = (disk_a.device().to_owned(), name(disk_a.device()));
+    let mut forward = System::init(&[&a], 200)?;
+    forward.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    forward.start_all()?;
+    forward.wait_for_points("a first point", |points| !points.is_empty())?;
+    let at_point = write(&disk_a, &[(3 * MIB, 200_000)])?;
+    let point = forward.wait_for_now()?;
+    // A goes on writing; all of that arrives, but is not what is chosen.
+    let lost = write(&disk_a, &[(10 * MIB, 700_000), (50 * MIB, 4096)])?;
+    forward.wait_for_now()?;
+    forward.kill(Part::Agent)?;
+    failover(&forward, &["start", "--point", &point.to_string()])?;
+    let committed = failover(&forward, &["commit"])?;
+    ensure!(committed["generation"] == 2, "{committed}");
+    let chosen = committed["point"]["epoch"].as_u64().context("the point")?;
+
+    // B has the raw image, and writes to it.
+    let image_b = dir.path().join("b.img");
+    std::fs::write(&image_b, restored(&forward, &disk_name, chosen)?)?;
+    let disk_b = LoopDisk::attach(&image_b, 512)?;
+    ensure!(content(&disk_b)? == at_point);
+    let at_b = write(&disk_b, &[(20 * MIB + 4096, 3 * MIB), (90 * MIB, 65536)])?;
+
+    // A's machine is back: no tracking, and its disk as it was left.
+    forward.detach()?;
+    ensure!(content(&disk_a)? == lost);
+    let mut back = System::init(&[disk_b.device()], 200)?;
+    back.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    let name_b = name(disk_b.device());
+    let adopt = format!("\n[[group.volume]]\nname = {name_b:?}\ndevice = {:?}\nadopt = true\n", text(&a));
+    back.edit(Part::TargetServer, |text| format!("{text}{adopt}"))?;
+    back.start_all()?;
+    let points = back.wait_for_points("a point of B", |points| points.len() > 1)?;
+    let first = *points.last().context("the newest point")?;
+    ensure!(restored(&back, &name_b, first)? == at_b, "A has what B has");
+    ensure!(restored(&back, &name_b, 1)? == lost, "what A wrote after the point is kept as it was found");
+    let found = back.point_at_target(&1.into())?;
+    ensure!(found["label"] == "as found" && found["pin"].is_object(), "{found}");
+    little_moved(&report(&back)?, differing(&lost, &at_b))?;
+
+    // B goes on meanwhile; then it is stopped, and its last state is A's.
+    let last_at_b = write(&disk_b, &[(70 * MIB, 100_000)])?;
+    let last = back.wait_for_now()?;
+    back.stop(Part::Agent)?;
+    failover(&back, &["start", "--point", "latest"])?;
+    failover(&back, &["commit"])?;
+    ensure!(restored(&back, &name_b, 1)? == lost && restored(&back, &name_b, last)? == last_at_b);
+    back.stop(Part::TargetServer)?;
+    back.stop(Part::ProcessServer)?;
+    ensure!(content(&disk_a)? == last_at_b, "A's disk is B's, byte for byte");
+
+    // A runs again, in the next generation, and is protected to B's replica as before.
+    failover(&forward, &["start", "--point", "latest"])?;
+    let again = failover(&forward, &["commit"])?;
+    ensure!(again["generation"] == 3, "{again}");
+    forward.edit(Part::Agent, |text| match text.contains("generation = ") {
+        true => text.replace("generation = 1", "generation = 3"),
+        false => text.replace("[agent]\n", "[agent]\ngeneration = 3\n"),
+    })?;
+    forward.start(Part::Agent)?;
+    let home = forward.wait_for_now()?;
+    ensure!(restored(&forward, &disk_name, home)? == last_at_b, "B's replica follows A again");
+    ensure!(restored(&forward, &disk_name, point)? == at_point, "points from before stay");
+    little_moved(&report(&forward)?, differing(&at_point, &last_at_b))?;
+    let latest = write(&disk_a, &[(MIB, 5000)])?;
+    let newest = forward.wait_for_now()?;
+    ensure!(restored(&forward, &disk_name, newest)? == latest);
+    forward.stop(Part::Agent)?;
+    back.detach()?;
+    forward.detach()
+}
