@@ -176,6 +176,9 @@ impl Parts {
         let mut volumes = volumes::settle(config)?;
         let comparisons = Arc::new(Comparisons::new(config, &key, &volumes.list));
         let Opened { source, mut notes, resumed, .. } = source::open(config, &volumes.list, &comparisons)?;
+        if volumes.are_new {
+            comparisons.resyncs.at_once();
+        }
         notes.append(&mut volumes.notes);
         notes.extend(thawed);
         let stop = Arc::new(AtomicBool::new(false));

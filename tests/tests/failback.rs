@@ -86,6 +86,17 @@ fn restored(system: &System, volume: &str, point: u64) -> anyhow::Result<Vec<u8>
     Ok(std::fs::read(out)?)
 }
 
+/// No hours for resyncs: whoever protects a disk that came home does not want to wait for the night.
+fn closed_hours(system: &System) -> anyhow::Result<()> {
+    let hour = (block::UnixNanos::now().0 / 1_000_000_000 / 3600) % 24;
+    let text = format!(
+        "[resync]\ntime_zone = \"UTC\"\n[[resync.window]]\nfrom = \"{:02}:00\"\nto = \"{:02}:00\"\n",
+        (hour + 2) % 24,
+        (hour + 3) % 24
+    );
+    system.edit(Part::Agent, |config| config.replace("[resync]\nwindow = []\n", &text))
+}
+
 /// At most 1.1 times the granules that differ, and 0.1 % of the volume for the checksums.
 fn little_moved(report: &Value, differed: u64) -> anyhow::Result<()> {
     let sent = report["sent_bytes_total"].as_u64().context("bytes sent")?;
@@ -111,6 +122,7 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     let (a, disk_name) = (disk_a.device().to_owned(), name(disk_a.device()));
     let mut forward = System::init(&[&a], 200)?;
     forward.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
+    closed_hours(&forward)?;
     forward.start_all()?;
     forward.wait_for_points("a first point", |points| !points.is_empty())?;
     let at_point = write(&disk_a, &[(3 * MIB, 200_000)])?;
@@ -139,6 +151,7 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     let name_b = name(disk_b.device());
     let adopt = format!("\n[[group.volume]]\nname = {name_b:?}\ndevice = {:?}\nadopt = true\n", text(&a));
     back.edit(Part::TargetServer, |text| format!("{text}{adopt}"))?;
+    closed_hours(&back)?;
     back.start_all()?;
     let points = back.wait_for_points("a point of B", |points| points.len() > 1)?;
     let first = *points.last().context("the newest point")?;
