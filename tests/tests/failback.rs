@@ -40,6 +40,14 @@ fn write(disk: &LoopDisk, places: &[(u64, u64)]) -> anyhow::Result<Vec<u8>> {
     content(disk)
 }
 
+/// Writes what is there.
+fn writable(disk: &LoopDisk) -> std::io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(disk.device())?;
+    let mut sector = [0; 4096];
+    file.read_exact_at(&mut sector, 0)?;
+    file.write_all_at(&sector, 0)
+}
+
 fn content(disk: &LoopDisk) -> anyhow::Result<Vec<u8>> {
     run("blockdev", &["--flushbufs", text(disk.device())])?;
     Ok(std::fs::read(disk.device())?)
@@ -163,10 +171,13 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
 
     // B goes on meanwhile; then it is stopped, and its last state is A's.
     let last_at_b = write(&disk_b, &[(70 * MIB, 100_000)])?;
-    let last = back.wait_for_now()?;
-    back.stop(Part::Agent)?;
-    failover(&back, &["start", "--point", "latest"])?;
+    let handed = back.hand_over(&[])?;
+    let last = handed["epoch"].as_u64().context("the last point")?;
+    ensure!(handed["equal"] == DISK && handed["different"] == 0, "{handed}");
+    writable(&disk_b).expect_err("nothing writes to B's disk any more");
+    failover(&back, &["start", "--point", &last.to_string()])?;
     failover(&back, &["commit"])?;
+    back.stop(Part::Agent)?;
     ensure!(restored(&back, &name_b, 1)? == lost && restored(&back, &name_b, last)? == last_at_b);
     back.stop(Part::TargetServer)?;
     back.stop(Part::ProcessServer)?;
@@ -191,4 +202,94 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     forward.stop(Part::Agent)?;
     back.detach()?;
     forward.detach()
+}
+
+/// A planned failover is refused while the disk is in use, ends with the proof that nothing is lost, finds what the replica had
+/// different, and can be taken back; a command that is cut short leaves the disk as it was.
+#[test]
+fn kernel_a_disk_is_handed_over_with_proof_or_not_at_all() -> anyhow::Result<()> {
+    if !root("kernel_a_disk_is_handed_over_with_proof_or_not_at_all") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let disk = LoopDisk::create(&dir.path().join("disk.img"), DISK)?;
+    let disk_name = name(disk.device());
+    run("mkfs.ext4", &["-q", text(disk.device())])?;
+    let mut system = System::init(&[disk.device()], 200)?;
+    system.start_all()?;
+    system.wait_for_points("a first point", |points| !points.is_empty())?;
+    let writable = || writable(&disk);
+
+    let mounted = dir.path().join("mounted");
+    std::fs::create_dir(&mounted)?;
+    run("mount", &[text(disk.device()), text(&mounted)])?;
+    std::fs::write(mounted.join("file"), random(MIB)?)?;
+    let refused = system.hand_over(&[]).map_err(|error| error.to_string());
+    run("umount", &[text(&mounted)])?;
+    let refused = refused.expect_err("it is mounted");
+    ensure!(refused.contains(text(&mounted)) && refused.contains("unmount"), "{refused}");
+    writable().context("what was refused changes nothing")?;
+
+    // While the target does not answer there is no end, and who asked goes away.
+    system.kill(Part::TargetServer)?;
+    let mut asking = std::process::Command::new(seawall_tests::system::program("seawall")?)
+        .args(["hand-over", "--json", "--socket"])
+        .arg(system.socket())
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    let limit = Instant::now() + Duration::from_secs(30);
+    while writable().is_ok() {
+        ensure!(Instant::now() < limit, "the disk stays writable");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    asking.kill()?;
+    asking.wait()?;
+    while writable().is_err() {
+        ensure!(Instant::now() < limit, "the disk stays shut");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    system.start(Part::TargetServer)?;
+
+    let handed = system.hand_over(&[])?;
+    ensure!(handed["answer"] == "handed-over" && handed["equal"] == DISK, "{handed}");
+    let epoch = handed["epoch"].as_u64().context("the point")?;
+    writable().expect_err("it is handed over");
+    run("mount", &[text(disk.device()), text(&mounted)]).expect_err("and claimed");
+    let again = system.hand_over(&[]).expect_err("once is enough").to_string();
+    ensure!(again.contains("already"), "{again}");
+    let all = content(&disk)?;
+    ensure!(restored(&system, &disk_name, epoch)? == all, "the point is the disk");
+    ensure!(system.hand_over(&["--release"])?["answer"] == "released");
+    write(&disk, &[(40 * MIB, 4096)]).context("it goes on")?;
+    system.wait_for_now()?;
+
+    // The replica is not what it should be: that is found, mended, and said.
+    let replica = find(&system.place(Part::TargetServer), "replica.img")?.context("the replica's image")?;
+    let file = OpenOptions::new().write(true).open(&replica)?;
+    file.write_all_at(b"damage", 33 * MIB + 77)?;
+    file.sync_all()?;
+    let handed = system.hand_over(&[])?;
+    ensure!(handed["different"] == GRANULE, "{handed}");
+    let epoch = handed["epoch"].as_u64().context("the point")?;
+    failover(&system, &["start", "--point", &epoch.to_string()])?;
+    let committed = failover(&system, &["commit"])?;
+    let newest = committed["point"]["epoch"].as_u64().context("the newest point")?;
+    ensure!(committed["changed_bytes"] == 0 && restored(&system, &disk_name, newest)? == content(&disk)?);
+    system.hand_over(&["--release"])?;
+    system.stop(Part::Agent)?;
+    system.detach()
+}
+
+fn find(dir: &Path, name: &str) -> anyhow::Result<Option<std::path::PathBuf>> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            if let Some(found) = find(&path, name)? {
+                return Ok(Some(found));
+            }
+        } else if path.file_name().is_some_and(|file| file == name) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }

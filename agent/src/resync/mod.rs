@@ -392,6 +392,12 @@ impl Resyncs {
         }
     }
 
+    /// Bytes compared and bytes found different since the agent started.
+    pub(crate) fn counts(&self) -> (ByteCount, ByteCount) {
+        let last = &self.state.lock().last;
+        (last.compared, last.different)
+    }
+
     /// What is shown of it; `None` when nothing is to be compared.
     pub(crate) fn status(&self) -> Option<ResyncStatus> {
         let state = self.state.lock();
