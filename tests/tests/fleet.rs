@@ -475,11 +475,16 @@ async fn prometheus_is_told_what_the_dashboard_shows() {
     let agent = machine.agent.as_ref().unwrap().figures();
     let process = fleet.process.as_ref().unwrap().figures();
     let target = fleet.target.as_ref().unwrap().figures();
+    let server = fleet.server.as_ref().unwrap().figures();
+    let of_fleet = move || {
+        let values = server();
+        async move { values.await.text() }
+    };
     let all = [
         telemetry::Scraped::start("127.0.0.1:0", move || ready(agent())).await.unwrap(),
         telemetry::Scraped::start("127.0.0.1:0", move || ready(process())).await.unwrap(),
         telemetry::Scraped::start("127.0.0.1:0", move || ready(target())).await.unwrap(),
-        telemetry::Scraped::start("127.0.0.1:0", fleet.server.as_ref().unwrap().figures()).await.unwrap(),
+        telemetry::Scraped::start("127.0.0.1:0", of_fleet).await.unwrap(),
     ];
     let told = until("the process server has heard of everything", || async {
         let mut told = String::new();
