@@ -201,7 +201,7 @@ fn look(path: &Path, choice: SourceChoice, facts: &[Fact]) -> DeviceReport {
     let opened = Device::open(path);
     let mut report = DeviceReport {
         device: path.to_owned(),
-        size: opened.as_ref().ok().map(Device::size),
+        size: opened.as_ref().ok().map(Device::size).or_else(|| file_size(path)),
         logical_block: opened.as_ref().ok().map(Device::logical_block),
         ..DeviceReport::default()
     };
@@ -247,6 +247,12 @@ fn look(path: &Path, choice: SourceChoice, facts: &[Fact]) -> DeviceReport {
         Err(error) => report.why = format!("{why_not_ebpf}; and not by scan: {error}"),
     }
     report
+}
+
+/// Of a file that is scanned in place of a disk.
+fn file_size(path: &Path) -> Option<ByteCount> {
+    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Some(ByteCount(metadata.len()))
 }
 
 /// Attaches and detaches again: why not with data, or why not at all.

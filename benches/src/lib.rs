@@ -11,6 +11,7 @@ mod compare;
 pub mod data;
 pub mod disk;
 pub mod fleet;
+pub mod site;
 mod way;
 
 pub use compare::{Pair, compare, quick, result};

@@ -146,7 +146,12 @@ async fn run(config: Config, metrics: Option<String>) -> anyhow::Result<()> {
     let server = ConfigServer::start(config).await?;
     let scraped = match metrics {
         Some(listen) => {
-            let started = Scraped::start(&listen, server.figures()).await;
+            let figures = server.figures();
+            let text = move || {
+                let values = figures();
+                async move { values.await.text() }
+            };
+            let started = Scraped::start(&listen, text).await;
             Some(started.with_context(|| format!("listen for Prometheus on {listen}"))?)
         }
         None => None,

@@ -143,18 +143,16 @@ impl Handle {
     /// The fleet's figures, for Prometheus.
     pub fn figures(
         &self,
-    ) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync + use<> {
+    ) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Values> + Send>> + Send + Sync + use<> {
         let store = self.app.store.clone();
         move || {
             let store = store.clone();
             Box::pin(async move {
                 let values = view::figures(&store).await;
-                values
-                    .unwrap_or_else(|fault| {
-                        tracing::warn!(%fault, "collect the fleet's figures");
-                        Values::default()
-                    })
-                    .text()
+                values.unwrap_or_else(|fault| {
+                    tracing::warn!(%fault, "collect the fleet's figures");
+                    Values::default()
+                })
             })
         }
     }

@@ -12,6 +12,7 @@ mod fleet;
 mod forward;
 mod hub;
 mod intake;
+mod measure;
 mod operate;
 mod server;
 mod turns;
@@ -22,4 +23,5 @@ pub use config::{
 };
 pub use fleet::FleetProcessServer;
 pub use intake::{INTAKE_BACKLOG_MAX, INTAKE_WINDOW, TAKEOVER_WAIT};
+pub use measure::MEASURES_AT_ONCE;
 pub use server::{Handle, ProcessServer, StartError, verify};

@@ -13,7 +13,7 @@ use control::metrics::Values;
 use control::{ProcessServerStatus, StateCode};
 use durable::RealStorage;
 use telemetry::Latencies;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use wire::{
     CredentialsError, Listener, LiveCredentials, Opening, Peers, Pending, RetryPolicy, Role, WireError,
@@ -22,8 +22,9 @@ use wire::{
 use crate::config::{Config, ConfigError, GroupConfig};
 use crate::forward::Forwarder;
 use crate::hub::Hub;
+use crate::measure::MEASURES_AT_ONCE;
 use crate::turns::Turns;
-use crate::{compare, intake, operate};
+use crate::{compare, intake, measure, operate};
 
 /// Why a process server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,7 @@ pub(crate) struct Server {
     /// Targets that are waited for.
     pub(crate) peers: Peers,
     pub(crate) turns: Turns,
+    pub(crate) measuring: Semaphore,
     pub(crate) cache: Cache,
     fsyncs: Arc<Latencies>,
     groups: Mutex<Groups>,
@@ -237,6 +239,7 @@ impl ProcessServer {
             credentials,
             peers,
             turns,
+            measuring: Semaphore::new(MEASURES_AT_ONCE),
             cache: opened,
             fsyncs,
             groups,
@@ -407,6 +410,7 @@ async fn serve(server: Arc<Server>, pending: Pending) {
         Ok(Opening::Deliver(receiver)) => intake::serve(&server, receiver).await,
         Ok(Opening::Operate(operation)) => operate::serve(&server, operation).await,
         Ok(Opening::Compare(comparison)) => compare::serve(&server, comparison).await,
+        Ok(Opening::Measure(measurement)) => measure::serve(&server, measurement).await,
         Err(error) => tracing::warn!(%address, %error, "connection refused"),
     }
 }

@@ -294,6 +294,10 @@ async fn serve(server: Arc<Server>, pending: Pending) {
         Ok(Opening::Deliver(receiver)) => delivery::serve(&server, receiver).await,
         Ok(Opening::Operate(operation)) => operate::serve(&server, operation).await,
         Ok(Opening::Compare(comparison)) => compare::serve(&server, comparison).await,
+        Ok(Opening::Measure(measurement)) => measurement.refuse(
+            wire::RefusalCode::BadRequest,
+            "measure: agents send to a process server; this is a target server",
+        ),
         Err(error) => tracing::warn!(%address, %error, "connection refused"),
     }
 }

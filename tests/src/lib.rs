@@ -3,6 +3,7 @@
 pub mod bootable;
 pub mod browser;
 pub mod chance;
+pub mod console;
 pub mod followed;
 pub mod follower;
 pub mod frozen;

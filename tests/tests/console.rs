@@ -4,74 +4,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use seawall_tests::browser::{Browser, ENTER, TAB};
+use seawall_tests::browser::{ENTER, TAB};
+use seawall_tests::console::{Console, browser, pictures};
 use seawall_tests::site::{PASSWORD, Running, Site, free_address, text};
 use serde_json::json;
-
-/// Where pictures go.
-fn pictures() -> PathBuf {
-    let dir = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
-    let dir = dir.join("console");
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
-fn browser(test: &str) -> Option<Browser> {
-    let installed = |program: &str| std::process::Command::new(program).arg("--version").output().is_ok();
-    if !installed("chromedriver") || !installed("chromium") {
-        seawall_tests::cannot_run(test, "it needs Debian's packages chromium and chromium-driver");
-        return None;
-    }
-    Some(Browser::start().unwrap())
-}
-
-struct Console {
-    browser: Browser,
-    url: String,
-}
-
-impl Console {
-    fn open(&self, path: &str) {
-        self.browser.open(&format!("{}{path}", self.url)).unwrap();
-    }
-
-    fn path(&self) -> String {
-        self.browser.run("return location.pathname").unwrap().as_str().unwrap().to_owned()
-    }
-
-    /// A picture of the page as it is, light, dark and on a phone; on the phone nothing may stick out at the side.
-    fn picture(&self, name: &str) {
-        let dir = pictures();
-        let theme = |theme: &str| {
-            let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": theme }] });
-            self.browser.chromium("Emulation.setEmulatedMedia", &features).unwrap();
-        };
-        for (screen, width, height, phone, themes) in
-            [("", 1280, 900, false, &["light", "dark"][..]), ("-phone", 390, 844, true, &["light"][..])]
-        {
-            self.browser.screen(width, height, phone).unwrap();
-            for wanted in themes {
-                theme(wanted);
-                // Charts are drawn anew.
-                std::thread::sleep(std::time::Duration::from_millis(150));
-                self.browser.screenshot(&dir.join(format!("{name}{screen}-{wanted}.png"))).unwrap();
-            }
-            let wide = "return document.documentElement.scrollWidth - innerWidth";
-            let wide = self.browser.run(wide).unwrap().as_i64().unwrap();
-            assert!(wide <= 0, "{name}{screen}: {wide} pixels stick out");
-        }
-        self.browser.screen(1280, 900, false).unwrap();
-        theme("light");
-    }
-
-    /// When the page was first painted, in milliseconds after it was asked for, by the browser's own clock.
-    fn first_paint(&self) -> f64 {
-        let script = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime";
-        let painted = || self.browser.run(script).ok()?.as_f64();
-        self.browser.until("the first paint", painted).unwrap()
-    }
-}
 
 /// Enrols a part with the line that the console shows, but with the addresses and files of this place.
 fn enrol(site: &Site, console: &Console, role: &str, name: &str, more: &[&str]) -> PathBuf {

@@ -16,6 +16,7 @@ use seawall_agent::{FleetAgent, FleetConfig};
 use seawall_config_server::{Config, ConfigServer, Handle, InitOptions, init};
 use seawall_process_server::FleetProcessServer;
 use seawall_target_server::FleetTargetServer;
+use seawall_tests::proxy::{Proxy, Weather};
 use serde_json::Value;
 use wire::WebTrust;
 
@@ -298,6 +299,70 @@ async fn a_machine_is_protected_by_desired_state() {
     fleet.end(vec![machine, other]).await;
 }
 
+/// The way from agent to process server is measured before anything is declared: what comes through a slow one is known, and
+/// one that is down is its own failed check, with the mend.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_to_the_process_server_is_measured_before_anything_is_declared() {
+    const SLOW: u64 = 1 << 20;
+    let mut fleet = Fleet::new().await;
+    let machine = fleet.machine("web").await;
+    let client = fleet.client().await;
+    fleet.reporting(&client).await;
+    // A proxy is put before the process server.
+    let listens = fleet.process.as_ref().unwrap().local_addr().unwrap();
+    fleet.process.take().unwrap().shutdown().await.unwrap();
+    let proxy = Proxy::start(listens).unwrap();
+    let mut config =
+        seawall_process_server::Config::load(&fleet.base.path().join("cache/part.toml")).unwrap();
+    config.process_server.listen = listens.to_string();
+    config.config_server.as_mut().unwrap().advertise = Some(proxy.address().to_string());
+    fleet.process = Some(FleetProcessServer::start(config).await.unwrap());
+    until("the process server says where it is reached", || async {
+        let servers: Page<ServerInfo> = client.get("/process-servers").await.unwrap();
+        (servers.items[0].address == proxy.address().to_string()).then_some(())
+    })
+    .await;
+
+    let protect = async |despite_warnings| {
+        let volume = VolumeChoice { device: machine.disk.display().to_string(), name: None };
+        let asked = Protect {
+            volumes: vec![volume],
+            policy: None,
+            process_server: None,
+            target_servers: Vec::new(),
+            despite_warnings,
+        };
+        let path = format!("/machines/{}/protect", machine.info.id);
+        let job: JobInfo = client.post(&path, &asked).await.unwrap();
+        let job = ended(&client, &job).await;
+        let step = |code: &str| job.steps.iter().find(|step| step.code == code).unwrap().clone();
+        (job.clone(), step("link"), step("bandwidth"))
+    };
+    proxy.set(Weather::Down);
+    let (job, link, bandwidth) = protect(true).await;
+    assert_eq!((job.state, link.state), (JobState::Failed, StepState::Failed), "{job:#?}");
+    assert!(link.message.contains("does not reach the process server"), "{link:#?}");
+    assert!(link.mend.contains("port"), "{link:#?}");
+    assert_eq!(bandwidth.state, StepState::Skipped);
+
+    // A file is scanned, which is warned of: nothing is declared, and the way was measured all the same.
+    proxy.set(Weather::Slow(SLOW));
+    let (job, link, bandwidth) = protect(false).await;
+    assert_eq!((job.state, link.state), (JobState::Failed, StepState::Passed), "{job:#?}");
+    assert_eq!(bandwidth.state, StepState::Passed, "{job:#?}");
+    let (rate, rest) = bandwidth.message.split_once("/s came through").unwrap();
+    let (number, unit) = rate.split_once(' ').unwrap();
+    let unit = ["B", "KiB", "MiB", "GiB"].iter().position(|name| *name == unit).unwrap();
+    let rate = number.parse::<f64>().unwrap() * 1024_f64.powi(unit as i32);
+    assert!(rate > 0.0 && rate <= SLOW as f64 * 1.1, "{bandwidth:#?}");
+    assert!(rest.contains("The first copy of 4.0 MiB takes about"), "{bandwidth:#?}");
+
+    proxy.set(Weather::Clear);
+    let (job, ..) = protect(true).await;
+    assert_eq!(job.state, JobState::Done, "{job:#?}");
+    fleet.end(vec![machine]).await;
+}
+
 /// The config server dies for long: points go on, parts restart without it, and when it is back everything is as it says.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_data_path_goes_on_without_the_config_server() {
@@ -410,11 +475,16 @@ async fn prometheus_is_told_what_the_dashboard_shows() {
     let agent = machine.agent.as_ref().unwrap().figures();
     let process = fleet.process.as_ref().unwrap().figures();
     let target = fleet.target.as_ref().unwrap().figures();
+    let server = fleet.server.as_ref().unwrap().figures();
+    let of_fleet = move || {
+        let values = server();
+        async move { values.await.text() }
+    };
     let all = [
         telemetry::Scraped::start("127.0.0.1:0", move || ready(agent())).await.unwrap(),
         telemetry::Scraped::start("127.0.0.1:0", move || ready(process())).await.unwrap(),
         telemetry::Scraped::start("127.0.0.1:0", move || ready(target())).await.unwrap(),
-        telemetry::Scraped::start("127.0.0.1:0", fleet.server.as_ref().unwrap().figures()).await.unwrap(),
+        telemetry::Scraped::start("127.0.0.1:0", of_fleet).await.unwrap(),
     ];
     let told = until("the process server has heard of everything", || async {
         let mut told = String::new();

@@ -16,6 +16,8 @@ const SSHD: &str = "/usr/sbin/sshd";
 struct Host<'a> {
     site: &'a Site,
     port: String,
+    /// Whether it looks like one with systemd.
+    systemd: bool,
     _sshd: Running,
 }
 
@@ -27,6 +29,34 @@ impl Drop for Host<'_> {
         }
     }
 }
+
+/// systemctl, as far as a push uses it: the unit is looked at by systemd's own systemd-analyze, and its lines are run as they stand.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+set -eu; unit=/etc/systemd/system/seawall-agent.service
+echo "$*" >>HERE/systemctl
+case "$1" in
+daemon-reload | enable) exit 0 ;;
+restart) ;;
+*) echo "systemctl: $1 is not expected" >&2; exit 1 ;;
+esac
+systemd-analyze verify "$unit" >>HERE/verify 2>&1 || { cat HERE/verify >&2; exit 1; }
+if [ -s HERE/pid ]; then
+    kill -TERM "$(cat HERE/pid)"; while kill -0 "$(cat HERE/pid)" 2>/dev/null; do sleep 0.1; done
+fi
+$(sed -n 's/^ExecStartPre=//p' "$unit")
+setsid $(sed -n 's/^ExecStart=//p' "$unit") >>HERE/agent.log 2>&1 </dev/null &
+echo $! >HERE/pid
+"#;
+
+/// What sshd sees in place of this machine's own directories, in a mount namespace that ends with it.
+const NAMESPACE: &str = r#"
+set -eu; here=$1; shift
+mkdir -p "$here/run/sshd" "$here/run/systemd/system" "$here/etc" "$here/sbin" "$here/units"
+for pair in run:/run etc:/etc/seawall sbin:/usr/local/sbin units:/etc/systemd/system; do
+    mount --bind "$here/${pair%%:*}" "${pair#*:}"
+done
+exec "$@"
+"#;
 
 fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
@@ -40,7 +70,7 @@ fn write_program(path: &Path, content: &str) {
 }
 
 impl Host<'_> {
-    fn start(site: &Site) -> Host<'_> {
+    fn start(site: &Site, systemd: bool) -> Host<'_> {
         // It wants the directory of its package.
         std::fs::create_dir_all("/run/sshd").unwrap();
         let dir = site.path("host");
@@ -66,7 +96,19 @@ impl Host<'_> {
         );
         std::fs::write(dir.join("sshd_config"), config).unwrap();
         let log = std::fs::File::create(dir.join("sshd.log")).unwrap();
-        let mut sshd = Command::new(SSHD);
+        let mut sshd = Command::new(if systemd { "unshare" } else { SSHD });
+        if systemd {
+            // Where the directories of the namespace are put; an empty one changes nothing.
+            std::fs::create_dir_all("/etc/seawall").unwrap();
+            sshd.args(["--mount", "--propagation", "private", "sh", "-c", NAMESPACE, "sh"])
+                .arg(&dir)
+                .arg(SSHD);
+            std::fs::create_dir(dir.join("user")).unwrap();
+            write_program(
+                &dir.join("user/systemctl"),
+                &SYSTEMCTL.replace("HERE", &dir.display().to_string()),
+            );
+        }
         sshd.args(["-D", "-e", "-f"]).arg(dir.join("sshd_config")).stdin(Stdio::null()).stderr(log);
         let mut sshd = Running(sshd.spawn().unwrap());
         let began = Instant::now();
@@ -75,7 +117,7 @@ impl Host<'_> {
             assert!(sshd.0.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE, "{}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
-        Host { site, port, _sshd: sshd }
+        Host { site, port, systemd, _sshd: sshd }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -87,7 +129,9 @@ impl Host<'_> {
         let (key, root) = (self.path("key"), self.path("root"));
         let mut args = vec!["machine", "push", "root@127.0.0.1", "--port", &self.port];
         args.extend(["--ssh-option", &known, "--ssh-option", "GlobalKnownHostsFile=/dev/null"]);
-        args.extend(["--root", root.to_str().unwrap()]);
+        if !self.systemd {
+            args.extend(["--root", root.to_str().unwrap()]);
+        }
         if !more.contains(&"--identity") {
             args.extend(["--identity", key.to_str().unwrap()]);
         }
@@ -107,9 +151,15 @@ impl Host<'_> {
 
     /// The process of the agent there.
     fn agent(&self) -> Option<String> {
-        let id = std::fs::read_to_string(self.path("root/run/seawall-agent.pid")).ok()?.trim().to_owned();
+        let file = if self.systemd { "pid" } else { "root/run/seawall-agent.pid" };
+        let id = std::fs::read_to_string(self.path(file)).ok()?.trim().to_owned();
         let program = std::fs::read_link(format!("/proc/{id}/exe")).ok()?;
-        program.starts_with(self.path("root")).then_some(id)
+        // In its namespace it has another path.
+        let ours = match self.systemd {
+            true => program.ends_with("seawall-agent"),
+            false => program.starts_with(self.path("root")),
+        };
+        ours.then_some(id)
     }
 }
 
@@ -118,6 +168,65 @@ fn running_below(dir: &Path) -> usize {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let programs = processes.filter_map(|process| std::fs::read_link(process.path().join("exe")).ok());
     programs.filter(|program| program.starts_with(dir)).count()
+}
+
+/// A config server that runs, where somebody is logged in; and where it is.
+fn logged_in(site: &Site) -> (Running, String) {
+    site.init();
+    let server = site.run("seawall-config-server", Path::new("config/config-server.toml"));
+    let (url, ca) = (format!("https://{}", site.server), site.path("config/ca/ca.pem"));
+    let began = Instant::now();
+    let login = ["login", "--server", &url, "--ca-file", ca.to_str().unwrap()];
+    while !told(site.command("seawall").args(login), PASSWORD).status.success() {
+        assert!(began.elapsed() < PATIENCE, "{}", site.logs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    (server, url)
+}
+
+/// Where there is systemd, the agent becomes a service: its unit is sound by systemd's own tool, its lines start the agent that was
+/// sent, and a second push starts the new program in place of the old one. systemd itself does not run here: who it would be is
+/// [`SYSTEMCTL`].
+#[test]
+fn where_there_is_systemd_the_agent_is_a_service() {
+    const TEST: &str = "where_there_is_systemd_the_agent_is_a_service";
+    if !seawall_tests::root(TEST) {
+        return;
+    }
+    for (program, package) in [(SSHD, "openssh-server"), ("/usr/bin/systemd-analyze", "systemd")] {
+        if !Path::new(program).exists() {
+            return cannot_run(TEST, &format!("{program}, of {package}, is not installed"));
+        }
+    }
+    let own = || std::fs::read_dir("/etc/seawall").map_or(0, Iterator::count);
+    let before = own();
+    let site = Site::empty();
+    let (_server, _) = logged_in(&site);
+    let host = Host::start(&site, true);
+    let accept = ["--ssh-option", "StrictHostKeyChecking=accept-new"];
+    let output = host.push(&[&accept[..], &["--name", "web", "--json"]].concat());
+    let log = || std::fs::read_to_string(host.path("agent.log")).unwrap_or_default();
+    assert!(output.status.success(), "{}\n{}", text(&output), log());
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(said["systemd"] == true && said["enrolled"] == true, "{said}");
+    let first = host.agent().expect("the agent runs");
+    let unit = std::fs::read_to_string(host.path("units/seawall-agent.service")).unwrap();
+    assert_eq!(unit, include_str!("../../packaging/systemd/seawall-agent.service"));
+    assert!(host.path("sbin/seawall-agent").exists() && host.path("etc/agent.toml").exists());
+    let asked = "daemon-reload\nenable --quiet seawall-agent.service\nrestart seawall-agent.service\n";
+    assert_eq!(std::fs::read_to_string(host.path("systemctl")).unwrap(), asked);
+    assert!(site.json(&["machine", "list"])["machines"][0]["seen"].is_i64());
+
+    let output = host.push(&["--json"]);
+    assert!(output.status.success(), "{}\n{}", text(&output), log());
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(said["systemd"] == true && said["enrolled"] == false, "{said}");
+    assert_ne!(host.agent().expect("the agent runs"), first);
+    assert_eq!(std::fs::read_to_string(host.path("systemctl")).unwrap(), asked.repeat(2));
+    // Not put into this machine.
+    assert_eq!(own(), before);
+    // Fails unless it is empty, as it is where there was none.
+    let _ = std::fs::remove_dir("/etc/seawall");
 }
 
 #[test]
@@ -130,16 +239,8 @@ fn a_machine_is_pushed_into_the_fleet_and_brought_up_to_date() {
         return cannot_run(TEST, "sshd, of openssh-server, is not installed");
     }
     let site = Site::empty();
-    site.init();
-    let _server = site.run("seawall-config-server", Path::new("config/config-server.toml"));
-    let (url, ca) = (format!("https://{}", site.server), site.path("config/ca/ca.pem"));
-    let began = Instant::now();
-    let login = ["login", "--server", &url, "--ca-file", ca.to_str().unwrap()];
-    while !told(site.command("seawall").args(login), PASSWORD).status.success() {
-        assert!(began.elapsed() < PATIENCE, "{}", site.logs());
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let host = Host::start(&site);
+    let (_server, url) = logged_in(&site);
+    let host = Host::start(&site, false);
 
     // Whoever is not known, on either side, and whoever is not there.
     host.refused(&[], 6, "is not known here");

@@ -1,7 +1,7 @@
 //! A small site: everything in one process, by one command, with nothing but its commands, as the README says it. A file is
 //! scanned, so that no privileges are needed.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,15 @@ impl Served {
     }
 }
 
+/// What a site tells Prometheus.
+fn scraped(at: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(at).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut told = String::new();
+    stream.read_to_string(&mut told).unwrap();
+    told
+}
+
 fn port(address: &str) -> &str {
     address.rsplit_once(':').unwrap().1
 }
@@ -56,7 +65,8 @@ fn one_command_makes_a_site_and_goes_on_with_it() {
     let site = Site::empty();
     let (process, target) = (free_address(), free_address());
     let ports = ["--process-server-port", port(&process), "--target-server-port", port(&target)];
-    let first = [&["--listen", &site.server], &ports[..]].concat();
+    let metrics = free_address();
+    let first = [&["--listen", &site.server, "--metrics", &metrics], &ports[..]].concat();
     let mut served = serve(&site, "first", &first);
     let said = served.welcome();
     let password = said.lines().find_map(|line| line.split_once("shown this once: ")).unwrap().1;
@@ -84,6 +94,20 @@ fn one_command_makes_a_site_and_goes_on_with_it() {
     let disk = site.path("disk.img").display().to_string();
     let output = site.seawall(&["protect", "web", &disk, "--despite-warnings", "--watch"]);
     assert!(output.status.success(), "{}", text(&output));
+    // Prometheus is told of all three servers at one place, each metric once.
+    let told = scraped(&metrics);
+    for part in ["config-server", "process-server", "target-server"] {
+        assert!(told.contains(&format!("seawall_build_info{{part=\"{part}\"")), "{told}");
+    }
+    for figure in ["seawall_fleet_machines 1", "seawall_process_cache_limit_bytes", "seawall_target_points{"]
+    {
+        assert!(told.lines().any(|line| line.starts_with(figure)), "{figure}: {told}");
+    }
+    let mut kinds: Vec<&str> = told.lines().filter(|line| line.starts_with("# TYPE")).collect();
+    let count = kinds.len();
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert_eq!(kinds.len(), count, "{told}");
     // The commands that speak to the target server have their credentials.
     let points = site.json(&["points", "--dir", "small"]);
     assert!(!points["groups"][0]["points"].as_array().unwrap().is_empty(), "{points}");
@@ -141,4 +165,35 @@ fn a_site_is_made_with_the_password_of_a_file() {
     let output = told(site.command("seawall").args(&login), "long enough for anybody\n");
     assert!(output.status.success(), "{}", text(&output));
     served.stop();
+}
+
+/// The demo says where its console is while it runs, keeps it up when it is told to, and leaves nothing behind.
+#[test]
+fn a_demo_that_is_held_keeps_its_console_up() {
+    let site = Site::empty();
+    std::fs::create_dir(site.path("tmp")).unwrap();
+    let said = site.path("demo.out");
+    let log = std::fs::File::create(site.path("demo.log")).unwrap();
+    let mut command = site.command("seawall");
+    command.args(["demo", "--seconds", "2", "--source", "scan", "--hold"]).env("TMPDIR", site.path("tmp"));
+    command.stdin(Stdio::null()).stdout(std::fs::File::create(&said).unwrap()).stderr(log);
+    let mut demo = Running(command.spawn().unwrap());
+    let began = Instant::now();
+    let line = loop {
+        let said = std::fs::read_to_string(&said).unwrap();
+        if let Some(line) = said.lines().find(|line| line.contains("until Ctrl-C")) {
+            break line.to_owned();
+        }
+        let log = || std::fs::read_to_string(site.path("demo.log")).unwrap();
+        assert!(demo.0.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE, "{said}{}", log());
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let url = line.split(' ').find(|word| word.starts_with("https://")).unwrap();
+    let address = url.trim_start_matches("https://").trim_end_matches('/');
+    std::net::TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}: {line}"));
+    let id = demo.0.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    assert!(demo.0.wait().unwrap().success());
+    assert!(std::net::TcpStream::connect(address).is_err(), "it still listens");
+    assert_eq!(std::fs::read_dir(site.path("tmp")).unwrap().count(), 0, "the demo left files behind");
 }

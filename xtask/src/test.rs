@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{cargo, deny, find, fuzz, step};
 
 /// What the tests use, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 25] = [
+const PROGRAMS: [(&str, &str); 26] = [
     ("clang", "clang"),
     ("llvm-strip", "llvm"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -33,6 +33,7 @@ const PROGRAMS: [(&str, &str); 25] = [
     // Hosts of virtual machines, and machines that are reached by SSH.
     ("virsh", "libvirt-clients"),
     ("/usr/sbin/sshd", "openssh-server"),
+    ("/usr/bin/systemd-analyze", "systemd"),
     // The console's tests look at it.
     ("chromium", "chromium"),
     ("chromedriver", "chromium-driver"),

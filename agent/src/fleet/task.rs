@@ -1,7 +1,7 @@
 //! What the config server asks for once.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use block::{Consistency, GroupId};
@@ -13,20 +13,15 @@ use durable::{RealStorage, Storage};
 use enrol::TaskDone;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::net::UnixStream;
+use wire::{HandshakeError, Purpose, Role, WireError};
 
 use super::{FleetConfig, Post};
 use crate::check;
 
-/// How long a connection to the process server may take.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-
 pub(super) async fn perform(post: &Post, kind: TaskKind, done: TaskDone) {
     let result = match kind {
-        TaskKind::CheckDisks { devices, process_server } => {
-            check_disks(&post.config, devices, &process_server).await
-        }
+        TaskKind::CheckDisks { devices, process_server } => check_disks(post, devices, &process_server).await,
         TaskKind::SealKey { group, targets } => seal_key(&post.config, group, &targets),
         TaskKind::Point { consistency, label } => point(post, &consistency, label, &done).await,
         TaskKind::Resync { volume } => resync(post, volume).await,
@@ -43,7 +38,7 @@ pub(super) async fn perform(post: &Post, kind: TaskKind, done: TaskDone) {
 }
 
 async fn check_disks(
-    config: &FleetConfig,
+    post: &Post,
     devices: Vec<String>,
     process_server: &str,
 ) -> anyhow::Result<(String, Value)> {
@@ -51,7 +46,8 @@ async fn check_disks(
     let volumes =
         volumes.map(|(place, device)| ProtectedVolume { name: format!("{place}"), device: device.clone() });
     // As they would be opened, with what the file says of the source.
-    let config = config.with(&Protection { volumes: volumes.collect(), ..config.example() })?;
+    let protection = Protection { volumes: volumes.collect(), ..post.config.example() };
+    let config = post.config.with(&protection)?;
     let report = tokio::task::spawn_blocking(move || check(&Places::default(), Some(&config), &[])).await?;
     let report = serde_json::to_value(&report).context("write what was found")?;
     let disks: Vec<Value> = report["devices"]
@@ -61,19 +57,52 @@ async fn check_disks(
         .map(|disk| {
             json!({
                 "device": disk["device"], "bytes": disk["size"], "mode": disk["mode"], "why": disk["why"],
-                "advice": disk["advice"],
+                "advice": disk["advice"], "written_bytes_per_s": written(post, disk["device"].as_str()),
             })
         })
         .collect();
-    let began = Instant::now();
-    let link = match timeout(CONNECT_TIME_MAX, TcpStream::connect(process_server)).await {
-        Ok(Ok(_)) => json!({ "reached": true, "ms": began.elapsed().as_secs_f64() * 1000.0 }),
-        Ok(Err(error)) => {
-            json!({ "reached": false, "error": format!("connect to {process_server}: {error}") })
-        }
-        Err(_) => json!({ "reached": false, "error": format!("connect to {process_server}: no answer") }),
+    let (link, bandwidth) = way_to(&post.config, process_server).await;
+    let found = json!({ "disks": disks, "link": link, "bandwidth": bandwidth, "facts": report["facts"] });
+    Ok(("looked".into(), found))
+}
+
+/// How much was written to a disk in the last minutes, in bytes a second, when that was counted.
+fn written(post: &Post, device: Option<&str>) -> Option<u64> {
+    let device = std::fs::canonicalize(device?).ok()?;
+    let disks = post.disks.lock();
+    disks.iter().find(|disk| Path::new(&disk.device) == device)?.written_bytes_per_s
+}
+
+/// Whether the process server is reached, and what comes through: `{reached, ms, error, refused}` and
+/// `{bytes, time_us, bytes_per_s, error, older}`.
+async fn way_to(config: &FleetConfig, process_server: &str) -> (Value, Value) {
+    let link = |link: Value| (link, Value::Null);
+    let refused = |error: String| link(json!({ "reached": true, "refused": true, "error": error }));
+    let credentials = match wire::Credentials::load(&config.config_server.state.join(enrol::CURRENT)) {
+        Ok(credentials) => credentials,
+        Err(error) => return refused(error.to_string()),
     };
-    Ok(("looked".into(), json!({ "disks": disks, "link": link, "facts": report["facts"] })))
+    let began = Instant::now();
+    let connecting = wire::connect_for(Purpose::Measure, process_server, Role::ProcessServer, &credentials);
+    let connection = connecting.await;
+    let reached = json!({ "reached": true, "ms": began.elapsed().as_secs_f64() * 1000.0 });
+    let measured = match connection {
+        Ok(connection) => wire::measure(connection).await,
+        Err(error @ (WireError::Tls { .. } | WireError::Identity { .. })) => {
+            return refused(error.to_string());
+        }
+        Err(error @ WireError::Handshake { source: HandshakeError::Declined(_), .. }) => {
+            return (reached, json!({ "older": true, "error": error.to_string() }));
+        }
+        Err(error) => return link(json!({ "reached": false, "error": error.to_string() })),
+    };
+    let bandwidth = match measured {
+        Ok(measured) => json!({
+            "bytes": measured.bytes, "time_us": measured.time_us, "bytes_per_s": measured.bytes_per_s(),
+        }),
+        Err(error) => json!({ "error": error.to_string() }),
+    };
+    (reached, bandwidth)
 }
 
 /// The key is made once: a second one would make everything at the target unreadable.

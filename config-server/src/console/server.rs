@@ -37,13 +37,17 @@ fn cards(servers: &[ServerInfo]) -> Markup {
     }
 }
 
+/// Where the bar of what is used changes its colour, in percent; alerts have limits of their own.
+const ROOM_MARKED_PERCENT: u64 = 80;
+
 fn room(server: &ServerInfo) -> Markup {
     html! {
         @match server.capacity {
             None => { span.quiet { "not known" } }
             Some(capacity) => {
                 @let used = capacity.bytes_total.saturating_sub(capacity.bytes_free);
-                meter min="0" max=(capacity.bytes_total) value=(used) aria-label="Used" {}
+                @let mark = capacity.bytes_total / 100 * ROOM_MARKED_PERCENT;
+                meter min="0" low=(mark) high=(mark) optimum="0" max=(capacity.bytes_total) value=(used) aria-label="Used" {}
                 div.quiet { (words::bytes(capacity.bytes_free)) " of " (words::bytes(capacity.bytes_total)) " free" }
             }
         }

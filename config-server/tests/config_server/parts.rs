@@ -65,6 +65,7 @@ impl Parts {
                 TaskKind::CheckDisks { devices, .. } => json!({
                     "disks": devices.iter().map(|device| json!({"device": device, "bytes": 1 << 30, "mode": "data"})).collect::<Vec<_>>(),
                     "link": {"reached": true, "ms": 1.0},
+                    "bandwidth": {"bytes": 8 << 20, "time_us": 100_000, "bytes_per_s": 80 << 20},
                 }),
                 TaskKind::SealKey { targets, .. } => {
                     let keys =

@@ -141,6 +141,11 @@ impl Values {
         self.0.push((metric, labels.iter().map(|label| (*label).to_owned()).collect(), value));
     }
 
+    /// Adds those of another part of the same process.
+    pub fn append(&mut self, mut others: Values) {
+        self.0.append(&mut others.0);
+    }
+
     fn state(&mut self, part: &str, group: &str, state: StateCode) {
         self.add(&STATE, &[part, group, state.code()], 1.0);
         let severity = match state.severity() {
@@ -319,6 +324,8 @@ pub fn document() -> String {
     let mut text = String::from(
         "# Metrics\n\nEvery part tells Prometheus its figures where `--metrics HOST:PORT` says, at `/metrics`, without TLS and to whoever \
          asks: name an\naddress that only the monitoring reaches. `packaging/grafana/seawall.json` is a dashboard of them.\n\n\
+         `seawall server --metrics` tells those of its three servers at one place. Processor time and memory are those of the one \
+         process\nthen, once for each part.\n\n\
          | metric | kind | labels | what it is |\n|---|---|---|---|\n",
     );
     for metric in ALL {

@@ -48,10 +48,14 @@ pub enum FrameKind {
     Finish = 35,
     /// A message of a comparison, sealed; the argument is its number, and 0 opens one.
     Compare = 48,
+    /// Bytes that are counted and thrown away; the argument is how many follow. The first has none, and announces all.
+    Probe = 64,
+    /// What came of a measurement's bytes, and in what time.
+    Measured = 65,
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 16] = [
+    const ALL: [FrameKind; 18] = [
         FrameKind::Ping,
         FrameKind::Refuse,
         FrameKind::Grant,
@@ -68,6 +72,8 @@ impl FrameKind {
         FrameKind::View,
         FrameKind::Finish,
         FrameKind::Compare,
+        FrameKind::Probe,
+        FrameKind::Measured,
     ];
 
     fn from_number(number: u16) -> Option<FrameKind> {
@@ -271,7 +277,7 @@ mod tests {
     #[test]
     fn kinds_are_frozen() {
         let numbers: Vec<u16> = FrameKind::ALL.iter().map(|kind| *kind as u16).collect();
-        assert_eq!(numbers, [1, 2, 3, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 48]);
+        assert_eq!(numbers, [1, 2, 3, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 48, 64, 65]);
     }
 
     #[test]
@@ -305,6 +311,7 @@ mod tests {
             let _ = frame.message::<Begin>();
             let _ = frame.message::<Refuse>();
             let _ = frame.message::<Held>();
+            let _ = frame.message::<crate::Measured>();
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::credentials::{identity_of, serial_of};
 use crate::frame::{Accept, Begin, Condition, Frame, FrameKind, Held, Open, Outgoing, Refuse};
 use crate::handshake::{Handshake, Purpose};
 use crate::link::FrameReader;
+use crate::measure::{Measured, Measurement};
 use crate::revoked::{parse, revoked_text};
 use crate::{HANDSHAKE_BYTES, HANDSHAKE_MAGIC, Identity, Role};
 
@@ -47,13 +48,15 @@ fn messages(frame: &Frame) {
     let _ = frame.message::<Held>();
     let _ = frame.message::<Condition>();
     let _ = frame.message::<Refuse>().map(Refuse::into_error);
+    let _ = frame.message::<Measured>().map(Measured::bytes_per_s);
     let _ = Comparison::opening(frame);
+    let _ = Measurement::opening(frame);
     if let Some(turn) = Turn::decode(&frame.payload) {
         assert_eq!(turn.encode(), frame.payload);
     }
 }
 
-/// What [`frames`] begins with: a delivery, a comparison, a refusal.
+/// What [`frames`] begins with: a delivery, its answers, a comparison, a measurement.
 pub fn frames_seeds() -> Vec<Vec<u8>> {
     use block::{ByteCount, Epoch, Generation, GroupId};
     let open = Open { group: GroupId([1; 16]), generation: Generation(2) };
@@ -74,13 +77,19 @@ pub fn frames_seeds() -> Vec<Vec<u8>> {
         Outgoing::message(FrameKind::Refuse, 0, &refuse),
     ];
     let compare = [plain(FrameKind::Compare, &[3; 40]), plain(FrameKind::Compare, &[0; 8])];
+    let measured = Measured { bytes: ByteCount::mib(8), time_us: 70_000 };
+    let measure = [
+        Outgoing::new(FrameKind::Probe, 6, Vec::new()),
+        Outgoing::new(FrameKind::Probe, 0, vec![bytes::Bytes::from_static(b"012345")]),
+        Outgoing::message(FrameKind::Measured, 0, &measured),
+    ];
     let bytes = |frames: &[Outgoing]| {
         let parts = frames.iter().flat_map(|frame| {
             std::iter::once(&frame.header[..]).chain(frame.payload.iter().map(|part| &part[..]))
         });
         parts.collect::<Vec<_>>().concat()
     };
-    vec![bytes(&deliver), bytes(&answer), bytes(&compare)]
+    vec![bytes(&deliver), bytes(&answer), bytes(&compare), bytes(&measure)]
 }
 
 /// The first bytes of a peer. With the lowest bit of the first byte, magic and checksum are mended.
@@ -102,7 +111,7 @@ pub fn handshake(data: &[u8]) {
 /// What [`handshake`] begins with.
 pub fn handshake_seeds() -> Vec<Vec<u8>> {
     let of = |way, purpose| [&[way][..], &Handshake::new(purpose).encode()].concat();
-    vec![of(0, Purpose::Deliver), of(1, Purpose::Operate), of(1, Purpose::Compare)]
+    vec![of(0, Purpose::Deliver), of(1, Purpose::Operate), of(1, Purpose::Compare), of(1, Purpose::Measure)]
 }
 
 /// The list of revoked certificates.
@@ -194,6 +203,6 @@ mod tests {
                 })
             })
             .collect::<Vec<u32>>();
-        assert_eq!(counts, [4, 4, 2]);
+        assert_eq!(counts, [4, 4, 2, 3]);
     }
 }

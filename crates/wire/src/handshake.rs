@@ -24,6 +24,20 @@ pub enum Purpose {
     Operate,
     /// Comparing what source and target of one group hold.
     Compare,
+    /// How many bytes a second come through.
+    Measure,
+}
+
+impl Purpose {
+    /// What the connecting side wants to do.
+    pub(crate) fn verb(self) -> &'static str {
+        match self {
+            Purpose::Deliver => "deliver",
+            Purpose::Operate => "operate",
+            Purpose::Compare => "compare",
+            Purpose::Measure => "measure",
+        }
+    }
 }
 
 /// Why the first frame is not acceptable.
@@ -59,6 +73,9 @@ pub enum HandshakeError {
     /// A purpose that this version does not know.
     #[error("unknown purpose {0}; upgrade this side")]
     Purpose(u16),
+    /// The peer answered for another purpose, as one does that does not know ours.
+    #[error("it cannot {0}; upgrade it")]
+    Declined(&'static str),
     /// A flag that must be understood and is not.
     #[error("unknown mandatory flags {0:016x}; upgrade this side")]
     Flags(u64),
@@ -87,6 +104,7 @@ impl Handshake {
             Purpose::Deliver => 1,
             Purpose::Operate => 2,
             Purpose::Compare => 3,
+            Purpose::Measure => 4,
         };
         bytes[12..14].copy_from_slice(&purpose.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.flags.to_le_bytes());
@@ -116,6 +134,7 @@ impl Handshake {
             1 => Purpose::Deliver,
             2 => Purpose::Operate,
             3 => Purpose::Compare,
+            4 => Purpose::Measure,
             other => return Err(HandshakeError::Purpose(other)),
         };
         let mut flags = [0; 8];

@@ -2,8 +2,8 @@
 //!
 //! A connection is made by [`connect`] or accepted by a [`Listener`]; both sides then know who the other is, as the
 //! local [`authority`] wrote it into the certificate ([`Identity`]). What follows is either a delivery of changesets
-//! ([`Sender`], [`Receiver`]), one request of an operator ([`Operator`], [`Operation`]), or a comparison of what both ends
-//! hold ([`Comparison`]).
+//! ([`Sender`], [`Receiver`]), one request of an operator ([`Operator`], [`Operation`]), a comparison of what both ends
+//! hold ([`Comparison`]), or a measurement of the way between them ([`measure`], [`Measurement`]).
 //!
 //! The bytes are in docs/formats/wire.md.
 
@@ -20,6 +20,7 @@ mod handshake;
 mod identity;
 mod link;
 mod listener;
+mod measure;
 mod operate;
 mod refusal;
 mod renewal;
@@ -46,6 +47,7 @@ pub use listener::{
     BACKLOG, CONNECT_TIME_MAX, Connection, HANDSHAKE_TIME_MAX, HANDSHAKES_PENDING_MAX, Listener, Pending,
     REVOCATION_LOOK_EVERY, connect, connect_for,
 };
+pub use measure::{MEASURE_BYTES_MAX, MEASURE_TIME_MAX, MEASURE_WAIT_MAX, Measured, Measurement, measure};
 pub use operate::{
     OPENING_TIME_MAX, Opening, Operation, Operator, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, VIEW_WINDOW,
     ViewReader, ViewWriter,

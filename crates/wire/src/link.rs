@@ -338,7 +338,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
                     Err(source) => WireError::Frame { peer: peer(), source },
                 };
             }
-            FrameKind::Data | FrameKind::View => {
+            FrameKind::Data | FrameKind::View | FrameKind::Probe => {
                 received += frame.payload.len() as u64;
                 let granted = shared.granted_to_peer.load(SeqCst);
                 if received > granted {

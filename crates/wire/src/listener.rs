@@ -218,6 +218,11 @@ pub async fn connect_for(
         }
         write_handshake(&mut stream, purpose, addr).await?;
         let answer = read_handshake(&mut stream, addr).await?;
+        // One that does not know the purpose answers, to be understood, with one that it knows.
+        if answer.purpose != purpose {
+            let source = crate::HandshakeError::Declined(purpose.verb());
+            return Err(WireError::Handshake { peer: addr.to_owned(), source });
+        }
         let version = answer.version();
         Ok(Connection { peer, address: addr.to_owned(), purpose, version, watched, stream })
     };
@@ -420,6 +425,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// As a peer of before a purpose existed: it reads no offer that it knows, answers with one that it knows, and ends.
+    #[tokio::test]
+    async fn a_purpose_that_an_older_peer_does_not_know_is_named() {
+        let base = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&base.path().join("ca")).unwrap();
+        let load = |role| Credentials::load(&issue(&authority, base.path(), role, -1, 1)).unwrap();
+        let (server, agent) = (load(Role::ProcessServer), load(Role::Agent));
+        let listener = Listener::bind("127.0.0.1:0", Arc::new(server)).await.unwrap();
+        let addr = listener.local_addr().to_string();
+        let older = async {
+            let pending = listener.accept().await.unwrap();
+            let stream = BufReader::with_capacity(SOCKET_READ_BYTES, pending.stream);
+            let accepted =
+                TlsAcceptor::from(pending.credentials.server.clone()).accept(stream).await.unwrap();
+            let mut stream = TlsStream::from(accepted);
+            assert_eq!(read_handshake(&mut stream, "agent").await.unwrap().purpose, Purpose::Measure);
+            write_handshake(&mut stream, Purpose::Deliver, "agent").await.unwrap();
+        };
+        let connect = connect_for(Purpose::Measure, &addr, Role::ProcessServer, &agent);
+        let (connection, ()) = tokio::join!(connect, older);
+        let error = connection.unwrap_err();
+        assert_eq!(error.to_string(), format!("shake hands with {addr}: it cannot measure; upgrade it"));
     }
 
     /// One that connects and says nothing, and one that authenticates and says nothing, are both dropped in time.

@@ -17,6 +17,7 @@ use crate::handshake::Purpose;
 use crate::identity::{Identity, Role};
 use crate::link::{Link, Timing, cut};
 use crate::listener::{Connection, connect_for};
+use crate::measure::Measurement;
 use crate::{RefusalCode, WireError};
 
 /// The longest request, in bytes. A longer one is refused.
@@ -37,6 +38,8 @@ pub enum Opening {
     Operate(Operation),
     /// Somebody compares.
     Compare(Comparison),
+    /// An agent measures the way to here.
+    Measure(Measurement),
 }
 
 impl Opening {
@@ -56,9 +59,10 @@ impl Opening {
             Purpose::Deliver => matches!(peer.role, Role::Agent | Role::ProcessServer),
             Purpose::Operate => peer.role == Role::Operator,
             Purpose::Compare => matches!(peer.role, Role::Agent | Role::ProcessServer),
+            Purpose::Measure => peer.role == Role::Agent,
         };
         if !allowed {
-            let message = format!("{peer} may not {}", verb(purpose));
+            let message = format!("{peer} may not {}", purpose.verb());
             return Err(link.shared.refuse(RefusalCode::Unauthorised, false, &message));
         }
         let frame = match timeout(OPENING_TIME_MAX, link.next()).await {
@@ -72,7 +76,7 @@ impl Opening {
         match (purpose, frame.kind) {
             (Purpose::Deliver, FrameKind::Open) => {
                 let open: Open = read_message(&link.shared, &frame)?;
-                if let Some(message) = group_fault(&peer, verb(purpose), open.group) {
+                if let Some(message) = group_fault(&peer, purpose.verb(), open.group) {
                     return Err(link.shared.refuse(RefusalCode::WrongGroup, false, &message));
                 }
                 Ok(Opening::Deliver(Receiver::new(peer, open, link)))
@@ -87,21 +91,19 @@ impl Opening {
                 let Some(opening) = Comparison::opening(&frame) else {
                     return Err(link.violated("a comparison was not opened as it must be"));
                 };
-                if let Some(message) = group_fault(&peer, verb(purpose), opening.0) {
+                if let Some(message) = group_fault(&peer, purpose.verb(), opening.0) {
                     return Err(link.shared.refuse(RefusalCode::WrongGroup, false, &message));
                 }
                 Ok(Opening::Compare(Comparison::accepted(peer, opening, link)))
             }
-            (_, kind) => Err(link.violated(&format!("a {kind:?} frame does not begin to {}", verb(purpose)))),
+            (Purpose::Measure, FrameKind::Probe) => match Measurement::opening(&frame) {
+                Some(total) => Ok(Opening::Measure(Measurement::accepted(peer, total, link))),
+                None => Err(link.violated("a measurement was not opened as it must be")),
+            },
+            (_, kind) => {
+                Err(link.violated(&format!("a {kind:?} frame does not begin to {}", purpose.verb())))
+            }
         }
-    }
-}
-
-fn verb(purpose: Purpose) -> &'static str {
-    match purpose {
-        Purpose::Deliver => "deliver",
-        Purpose::Operate => "operate",
-        Purpose::Compare => "compare",
     }
 }
 

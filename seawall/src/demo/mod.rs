@@ -256,10 +256,10 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
     ));
     let (points, newest) = settle(&site, report.cached).await?;
     let lost = destroyed.since(newest.cut_time);
-    let older = older_point(site.path(), newest.clone()).await?;
+    let older = older_point(site.path(), newest.epoch).await?;
 
     let mut restored = Vec::new();
-    for point in [newest, older] {
+    for point in std::iter::once(newest).chain(older) {
         let out = dir.join(format!("restored-{}.img", point.epoch));
         let began = Instant::now();
         restore::run(&RestoreOptions {
@@ -296,8 +296,9 @@ async fn play(options: &DemoOptions, dir: &Path, scenario: Scenario) -> anyhow::
             fault,
         });
     }
-    let verified =
-        restored.iter().all(|restored| restored.verified) && restored[0].records >= restored[1].records;
+    // The newest comes first.
+    let verified = restored.iter().all(|restored| restored.verified)
+        && restored.is_sorted_by(|newer, older| newer.records >= older.records);
     let outcome = Outcome {
         mode: report.mode().to_string(),
         seconds: options.seconds,
@@ -410,10 +411,10 @@ async fn settle(site: &Site, cached: Epoch) -> anyhow::Result<(u64, PointInfo)> 
     }
 }
 
-/// A point from the middle of the history.
-async fn older_point(dir: &Path, newest: PointInfo) -> anyhow::Result<PointInfo> {
+/// A point from the middle of the history; none when it has only its newest yet.
+async fn older_point(dir: &Path, newest: Epoch) -> anyhow::Result<Option<PointInfo>> {
     let servers = crate::ask::Servers::load(&Place { dir: Some(dir.to_owned()) })?;
     let points = servers.points(None).await?.groups.into_iter().next().map(|group| group.points);
     let points = points.context("the target server lists no group")?;
-    Ok(points.get(points.len() / 2).cloned().unwrap_or(newest))
+    Ok(points.get(points.len() / 2).filter(|point| point.epoch != newest).cloned())
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use clap::Args;
 use control::fleet::Name;
+use telemetry::Scraped;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Exit;
@@ -33,6 +34,8 @@ const ADMINISTRATOR: &str = "admin";
     seawall server /srv/seawall --name dr.example --password-file /run/secrets/seawall
   To try it on this machine only:
     seawall server /srv/seawall --listen 127.0.0.1:7443
+  With figures for Prometheus:
+    seawall server /srv/seawall --metrics 127.0.0.1:9464
 
 Everything is below DIR: the authority, the state, the cache and the replicas. `--dir DIR` gives it to the commands that speak to the
 target server, as `seawall restore`. Ends in order on SIGINT and SIGTERM.
@@ -71,6 +74,9 @@ struct SiteOptions {
     /// File whose first line is a new site's password; without it a person is asked, or one is made and shown once
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// Where Prometheus reads the figures of all three servers, over plain HTTP: at /metrics. Nowhere if left out
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
 }
 
 impl ServerOptions {
@@ -109,12 +115,24 @@ async fn serve(options: &SiteOptions) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    let scraped = match &options.metrics {
+        Some(listen) => match Scraped::start(listen, site.figures()).await {
+            Ok(scraped) => Some(scraped),
+            Err(error) => {
+                site.shutdown().await;
+                return Err(error).with_context(|| format!("listen for Prometheus on {listen}"));
+            }
+        },
+        None => None,
+    };
     text::say(&welcome(&site, options.administrator.as_ref()))?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = site.renew_operator_for_ever() => {}
     }
     tracing::info!("stopping");
+    drop(scraped);
     site.shutdown().await;
     tracing::info!("stopped");
     Ok(())

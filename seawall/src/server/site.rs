@@ -8,15 +8,19 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use block::UnixNanos;
 use control::fleet::{Name, PartRole};
 use enrol::{ServerUrl, join};
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use seawall_config_server::{Config, ConfigServer, InitOptions};
 use seawall_process_server::FleetProcessServer;
 use seawall_target_server::FleetTargetServer;
-use wire::{Authority, Identity, Role};
+use wire::authority::IDENTITY_DAYS;
+use wire::{Authority, Credentials, CredentialsError, Identity, Role};
 
 use crate::config::{OperatorConfig, OperatorSection};
 use crate::init::Endpoint;
@@ -25,6 +29,10 @@ use crate::init::Endpoint;
 const LOCK_FILE: &str = "lock";
 const CONFIG_SERVER: &str = "config-server";
 const OPERATOR: &str = "operator";
+/// The operator's certificate is replaced when it is valid for less than this: a fifth of its time.
+const OPERATOR_LEFT_MIN: Duration = Duration::from_secs(IDENTITY_DAYS / 5 * 24 * 60 * 60);
+/// How often that is looked at, besides at each start.
+const OPERATOR_LOOK_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where a server keeps its credentials, below its directory.
 const STATE_DIR: &str = "state";
 
@@ -152,12 +160,13 @@ impl SiteDir {
         let mut site = Site {
             url: listen.url_of(&name)?,
             own_url: listen.own_url()?,
+            authority,
             dir: self,
             config: server,
             process: None,
             target: None,
         };
-        match site.start_parts(&authority).await {
+        match site.start_parts().await {
             Ok(()) => Ok(site),
             Err(error) => {
                 // What has started ends in order.
@@ -186,6 +195,7 @@ pub(crate) struct Site {
     config: seawall_config_server::Handle,
     process: Option<FleetProcessServer>,
     target: Option<FleetTargetServer>,
+    authority: Authority,
     url: ServerUrl,
     own_url: ServerUrl,
 }
@@ -221,7 +231,7 @@ impl Site {
         self.target.as_ref()
     }
 
-    async fn start_parts(&mut self, authority: &Authority) -> anyhow::Result<()> {
+    async fn start_parts(&mut self) -> anyhow::Result<()> {
         let file = self.enrol(PartRole::TargetServer).await?;
         let config = seawall_target_server::Config::load(&file)?;
         let listen = config.listen.clone();
@@ -230,7 +240,7 @@ impl Site {
         let config = seawall_process_server::Config::load(&file)?;
         let process_listen = config.process_server.listen.clone();
         self.process = Some(FleetProcessServer::start(config).await.context("start the process server")?);
-        self.issue_operator(authority, &process_listen, &listen)
+        self.issue_operator(&process_listen, &listen)
     }
 
     /// Enrols a server that has no credentials yet; its configuration file.
@@ -248,16 +258,13 @@ impl Site {
     }
 
     /// What the commands with `--dir` need: `seawall restore --dir DIR` and the like.
-    fn issue_operator(&self, authority: &Authority, process: &str, target: &str) -> anyhow::Result<()> {
+    fn issue_operator(&self, process: &str, target: &str) -> anyhow::Result<()> {
         let dir = self.dir.path.join(OPERATOR);
         if dir.exists() {
+            self.renew_operator(UnixNanos::now());
             return Ok(());
         }
-        let partial = dir.with_extension("partial");
-        if partial.exists() {
-            std::fs::remove_dir_all(&partial).with_context(|| format!("remove {}", partial.display()))?;
-        }
-        authority.issue(&Identity::new(Role::Operator, OPERATOR, None)?, &partial)?;
+        let partial = self.new_operator()?;
         let reached =
             |listen: &str| -> anyhow::Result<String> { Ok(Endpoint::parse("listen", listen)?.own_address()) };
         let operator = OperatorConfig {
@@ -271,6 +278,82 @@ impl Site {
         replace(&partial, "operator.toml", &text)?;
         std::fs::rename(&partial, &dir).with_context(|| format!("name {}", dir.display()))?;
         sync(&self.dir.path)
+    }
+
+    /// Credentials of the operator, in a directory that nobody uses yet.
+    fn new_operator(&self) -> anyhow::Result<PathBuf> {
+        let partial = self.dir.path.join(OPERATOR).with_extension("partial");
+        if partial.exists() {
+            std::fs::remove_dir_all(&partial).with_context(|| format!("remove {}", partial.display()))?;
+        }
+        self.authority.issue(&Identity::new(Role::Operator, OPERATOR, None)?, &partial)?;
+        Ok(partial)
+    }
+
+    /// Replaces the operator's certificate when it ends soon; whether it did. The order, and what breaks when it is reversed:
+    /// 1. the new directory is whole, with the old one's configuration, and durable (else a crash leaves half of one);
+    /// 2. both change places in one step (else a command in between finds a key and a certificate that do not fit);
+    /// 3. the old one is removed; one that a crash has left is removed by the next renewal.
+    ///
+    /// What cannot be renewed keeps nobody from using the site.
+    fn renew_operator(&self, now: UnixNanos) -> bool {
+        let renewed = self.renewed_operator(now);
+        if let Err(error) = &renewed {
+            let error = format!("{error:#}");
+            tracing::error!(
+                error,
+                "renew the operator's certificate; tried again in a day and at the next start"
+            );
+        }
+        renewed.unwrap_or(false)
+    }
+
+    fn renewed_operator(&self, now: UnixNanos) -> anyhow::Result<bool> {
+        let dir = self.dir.path.join(OPERATOR);
+        let left = match Credentials::load(&dir) {
+            Ok(credentials) => credentials.expires().since(now),
+            Err(CredentialsError::Expired { .. }) => Duration::ZERO,
+            Err(error) => return Err(error).context("read the operator's credentials"),
+        };
+        if left >= OPERATOR_LEFT_MIN {
+            return Ok(false);
+        }
+        let partial = self.new_operator()?;
+        let config = dir.join("operator.toml");
+        let text = std::fs::read_to_string(&config).with_context(|| format!("read {}", config.display()))?;
+        replace(&partial, "operator.toml", &text)?;
+        rustix::fs::renameat_with(CWD, &partial, CWD, &dir, RenameFlags::EXCHANGE)
+            .with_context(|| format!("exchange {} and {}", partial.display(), dir.display()))?;
+        sync(&self.dir.path)?;
+        std::fs::remove_dir_all(&partial).with_context(|| format!("remove {}", partial.display()))?;
+        tracing::info!(dir = %dir.display(), "the operator's certificate was renewed");
+        Ok(true)
+    }
+
+    /// Renews the operator's certificate in time, as long as the site runs.
+    pub(crate) async fn renew_operator_for_ever(&self) {
+        loop {
+            tokio::time::sleep(OPERATOR_LOOK_EVERY).await;
+            self.renew_operator(UnixNanos::now());
+        }
+    }
+
+    /// The figures of all three servers, for Prometheus.
+    pub(crate) fn figures(
+        &self,
+    ) -> impl Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync + use<> {
+        let config = self.config.figures();
+        let process = self.process.as_ref().map(FleetProcessServer::figures);
+        let target = self.target.as_ref().map(FleetTargetServer::figures);
+        move || {
+            let config = config();
+            let parts = [process.as_ref().map(|figures| figures()), target.as_ref().map(|figures| figures())];
+            Box::pin(async move {
+                let mut values = config.await;
+                parts.into_iter().flatten().for_each(|part| values.append(part));
+                values.text()
+            })
+        }
     }
 
     /// Ends from the beginning of the way to its end, so that what is under way can still arrive.
@@ -354,10 +437,21 @@ mod tests {
         assert!(path.join("operator/operator.toml").exists());
         let operator = std::fs::read_to_string(path.join("operator/cert.pem")).unwrap();
         assert!(SiteDir::open(&path).unwrap_err().to_string().contains("another"));
+        // In time it gets another one, and keeps its configuration.
+        let config = std::fs::read_to_string(path.join("operator/operator.toml")).unwrap();
+        let years = |years: u64| UnixNanos(UnixNanos::now().0 + years * 365 * 24 * 60 * 60 * 1_000_000_000);
+        assert!(!site.renew_operator(years(3)));
+        assert!(site.renew_operator(years(4)) && !site.renew_operator(years(0)));
+        assert!(site.renew_operator(years(9)), "one that has ended is replaced too");
+        assert_eq!(std::fs::read_to_string(path.join("operator/operator.toml")).unwrap(), config);
+        let renewed = std::fs::read_to_string(path.join("operator/cert.pem")).unwrap();
+        assert_ne!(renewed, operator);
+        Credentials::load(&path.join("operator")).unwrap();
+        assert!(!path.join("operator.partial").exists());
         site.shutdown().await;
         // A later start changes nothing of that.
         SiteDir::open(&path).unwrap().start().await.unwrap().shutdown().await;
-        assert_eq!(std::fs::read_to_string(path.join("operator/cert.pem")).unwrap(), operator);
+        assert_eq!(std::fs::read_to_string(path.join("operator/cert.pem")).unwrap(), renewed);
     }
 
     #[tokio::test]

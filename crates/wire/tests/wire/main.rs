@@ -1,6 +1,7 @@
 //! Two real sides over loopback.
 
 mod delivery;
+mod measure;
 mod operate;
 mod peers;
 mod throughput;
