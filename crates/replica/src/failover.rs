@@ -92,6 +92,15 @@ impl GroupReplica {
         Some((failover, complete))
     }
 
+    /// What has been written since a failover was complete, by epochs that cancelling would take back.
+    pub fn written_since_failover(&self) -> ByteCount {
+        let shared = self.core.shared.read();
+        let Some(failover) = shared.failover else { return ByteCount::ZERO };
+        // The epochs that put back are no points, but for the last.
+        let points = shared.points().filter(|layer| layer.epoch() > failover.ended).skip(1);
+        points.map(|layer| layer.header.meta.written.saturating_add(layer.header.meta.zeroed)).sum()
+    }
+
     /// Makes the images what they were at a point, in a new generation; nothing of the old one is taken any more. What a volume has
     /// got behind the size that it had at the point stays, and so does a volume that was not there.
     ///

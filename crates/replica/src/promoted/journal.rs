@@ -171,6 +171,26 @@ pub(crate) fn read_records<E>(
     }
 }
 
+/// How many writes of a journal count, and how many bytes behind them do not; or what is wrong with it.
+pub(crate) fn check(storage: &dyn Storage, path: &Path) -> Result<Result<(u64, u64), String>, ReplicaError> {
+    let file = storage.open(path, OpenMode::Read).context("open write journal", path)?;
+    let length = file.len().context("measure write journal", path)?;
+    let mut bytes = [0; HEADER_BYTES];
+    let read = read_up_to(&*file, &mut bytes, 0).context("read write journal", path)?;
+    let header = match Header::decode(&bytes[..read]) {
+        Ok(Some(header)) => header,
+        Ok(None) => return Ok(Ok((0, length))),
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let mut writes = 0;
+    let read = |buffer: &mut [u8], at| read_up_to(&*file, buffer, at).context("read write journal", path);
+    let end = read_records(&header, read, |_| {
+        writes += 1;
+        Ok::<_, ReplicaError>(())
+    })?;
+    Ok(Ok((writes, length.saturating_sub(end.length))))
+}
+
 /// As much as there is of a file.
 pub(crate) fn read_up_to(file: &dyn StorageFile, buffer: &mut [u8], at: u64) -> std::io::Result<usize> {
     let mut done = 0;

@@ -692,6 +692,13 @@ impl GroupReplica {
         promoted.map_or(Ok(()), |promoted| promoted.cut(self))
     }
 
+    /// Ends the waiting of [`GroupReplica::wait_to_cut`].
+    pub fn want_cut(&self) {
+        if let Some(promoted) = &*self.promoted.read() {
+            promoted.want_cut();
+        }
+    }
+
     /// Waits until a cut is wanted, because much has been written, or for a time at most; `false` when it is not promoted any more.
     pub fn wait_to_cut(&self, time: Duration) -> bool {
         let Some(promoted) = self.promoted.read().clone() else { return false };
