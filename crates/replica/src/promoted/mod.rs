@@ -724,6 +724,15 @@ impl GroupReplica {
         Ok(PromotedVolume { replica: self.clone(), promoted, index })
     }
 
+    /// The first half of a cut.
+    #[cfg(test)]
+    pub(crate) fn close_promoted(&self) {
+        if let Some(promoted) = &*self.promoted.read() {
+            let _applying = promoted.applying.lock();
+            promoted.close();
+        }
+    }
+
     /// What the open fold becomes.
     #[cfg(test)]
     pub(crate) fn next_promoted(&self) -> Option<Epoch> {

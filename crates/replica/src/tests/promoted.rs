@@ -21,12 +21,15 @@ enum Step {
     Write(usize, u64, u64, Option<u64>),
     Flush,
     Cut,
+    /// The first half of a cut: what follows it is written beside what is still to be applied.
+    Close,
 }
 
 fn step(steps: &mut Steps) -> Step {
     match steps.below(12) {
         0 => Step::Cut,
-        1 | 2 => Step::Flush,
+        1 => Step::Close,
+        2 | 3 => Step::Flush,
         _ => {
             let volume = steps.below(2) as usize;
             let size = SECTORS[volume] * 512;
@@ -53,6 +56,10 @@ fn do_to_images(images: &mut Images, step: &Step) {
 fn do_to_replica(replica: &Arc<GroupReplica>, step: &Step) -> Result<(), ReplicaError> {
     match step {
         Step::Cut => replica.cut_promoted(),
+        Step::Close => {
+            replica.close_promoted();
+            Ok(())
+        }
         Step::Flush => replica.promoted_volume(volume_id(0))?.flush(),
         Step::Write(volume, offset, length, fill) => {
             let disk = replica.promoted_volume(volume_id(*volume))?;
@@ -158,7 +165,7 @@ fn what_is_written_is_read_and_stays() {
             do_to_replica(&replica, &step).unwrap();
             if replica.next_promoted().unwrap() > next {
                 // Closed before a write for which there was no room, or by a cut: it is what was written until then.
-                filled += usize::from(!matches!(step, Step::Cut));
+                filled += usize::from(matches!(step, Step::Write(..)));
                 model.epoch = next;
                 model.points.insert(next, (Consistency::Crash, model.current.clone()));
             }
@@ -272,7 +279,7 @@ fn run(replica: &Arc<GroupReplica>, start: &Images, script: &[Step], cancel: boo
             run.states.push(images);
         }
         or_stop!(do_to_replica(replica, step));
-        if !matches!(step, Step::Write(..)) {
+        if matches!(step, Step::Flush | Step::Cut) {
             run.flushed = run.states.len() - 1;
         }
     }
@@ -295,7 +302,7 @@ fn a_crash_at_any_step_leaves_a_prefix_with_all_that_was_flushed() {
         for stop in 0.. {
             let storage = CrashStorage::new();
             let (replica, before, over, mut steps) = failed_over(&storage, case);
-            let script: Vec<Step> = (0..14).map(|_| step(&mut steps)).collect();
+            let script: Vec<Step> = (0..16).map(|_| step(&mut steps)).collect();
             let cancel = case % 2 == 1;
             let at = storage.operations() + stop;
             storage.stop_at(at);
@@ -462,12 +469,12 @@ fn a_failed_sync_poisons() {
         for _ in 0..60 {
             let step = step(&mut steps);
             let outcome = do_to_replica(&replica, &step);
-            assert!(!failed || outcome.is_err() || matches!(step, Step::Cut));
+            assert!(!failed || outcome.is_err() || matches!(step, Step::Cut | Step::Close));
             if matches!(step, Step::Write(..)) && !failed {
                 let mut images = states.last().unwrap().clone();
                 do_to_images(&mut images, &step);
                 states.push(images);
-            } else if outcome.is_ok() && !failed {
+            } else if outcome.is_ok() && !failed && !matches!(step, Step::Close) {
                 flushed = states.len() - 1;
             }
             failed |= outcome.is_err();
