@@ -456,6 +456,54 @@ fn a_full_medium_refuses_writes_and_loses_nothing() {
     }
 }
 
+/// The process is killed, not the machine: what was not flushed is still in the system's cache. Opened again without space to apply it, it
+/// counts, and so the next flush has to answer for it.
+#[test]
+fn what_a_killed_process_left_is_durable_once_it_counts() {
+    let storage = CrashStorage::new();
+    let (replica, _, over, mut steps) = failed_over(&storage, 4);
+    replica.promote().unwrap();
+    let mut images = over.current.clone();
+    for round in 0..2 {
+        for _ in 0..8 {
+            let step = Step::Write(0, steps.below(70_000), 900, Some(steps.below(u64::MAX)));
+            do_to_replica(&replica, &step).unwrap();
+            do_to_images(&mut images, &step);
+        }
+        if round == 0 {
+            replica.close_promoted();
+        }
+    }
+    drop(replica);
+    storage.fail_from(storage.operations(), Fault::NoSpace);
+    let replica = Arc::new(open(&storage, 1000).unwrap().0);
+    assert!(images_of(&replica) == images);
+    replica.promoted_volume(volume_id(0)).unwrap().flush().unwrap();
+    for seed in 0..4 {
+        let replica = Arc::new(open(&storage.crash(seed), 1000).unwrap().0);
+        assert!(images_of(&replica) == images, "{seed}");
+    }
+}
+
+/// A flush is of what was closed and not applied as well.
+#[test]
+fn a_flush_reaches_what_is_still_to_be_applied() {
+    let storage = CrashStorage::new();
+    let (replica, _, over, _) = failed_over(&storage, 4);
+    replica.promote().unwrap();
+    let mut images = over.current.clone();
+    let writes =
+        [Step::Write(0, 1000, 9000, Some(1)), Step::Close, Step::Write(1, 77, 900, Some(2)), Step::Flush];
+    for step in &writes {
+        do_to_replica(&replica, step).unwrap();
+        do_to_images(&mut images, step);
+    }
+    for seed in 0..4 {
+        let replica = Arc::new(open(&storage.crash(seed), 1000).unwrap().0);
+        assert!(images_of(&replica) == images, "{seed}");
+    }
+}
+
 /// A failed sync is not taken for one: nothing more is acknowledged until it is opened again.
 #[test]
 fn a_failed_sync_poisons() {
