@@ -34,9 +34,13 @@ fn write(disk: &LoopDisk, at: u64, byte: u8) -> anyhow::Result<Vec<u8>> {
 
 /// `seawall failover`, what it answers.
 fn failover(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
+    asked(system, &[&["failover"], arguments, &["--yes", "--json"]].concat())
+}
+
+/// A command of the operator, what it answers.
+fn asked(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
     let mut command = Command::new(program("seawall")?);
-    command.arg("failover").args(arguments).arg("--dir").arg(system.dir().join("seawall"));
-    let output = command.args(["--yes", "--json"]).output()?;
+    let output = command.args(arguments).arg("--dir").arg(system.dir().join("seawall")).output()?;
     let answer: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     match answer["error"].as_str() {
@@ -262,7 +266,7 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
         let refused = failover(&system, &["demote"]).expect_err("it is exported").to_string();
         ensure!(refused.contains("seawall export list"), "{refused}");
         used.end()?;
-        system.operator("export", &["stop", &id.to_string()])?;
+        asked(&system, &["export", "stop", &id.to_string(), "--json"])?;
     }
 
     // What the source does meanwhile does not arrive; what was written is a point, and is given up when that is wanted.
