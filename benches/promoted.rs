@@ -4,7 +4,7 @@
 //! And how long a failover takes from the replica's side, from the call to an export that listens: of a volume of 1 GiB and one of
 //! 64 GiB (sparse), after which the same 64 MiB had changed. The ratio is of the small one's time to the large one's.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -104,7 +104,7 @@ fn start(replica: &Arc<GroupReplica>, socket: &Path) -> anyhow::Result<Export> {
 }
 
 /// From the call to the export that listens.
-fn fail_over(dir: &PathBuf, socket: &Path, size: ByteCount) -> anyhow::Result<Duration> {
+fn fail_over(dir: &Path, socket: &Path, size: ByteCount) -> anyhow::Result<Duration> {
     let (replica, _) = GroupReplica::open(Arc::new(RealStorage), dir, data::GROUP, Options::default())?;
     let replica = Arc::new(replica);
     let key = data::key();
