@@ -151,7 +151,9 @@ pub(crate) async fn run(options: &FailoverOptions) -> anyhow::Result<()> {
     if let Step::Start { promote: true, export, .. } = &options.step {
         let request = OperatorRequest::Failover { group: group.group, step: FailoverStep::Promote };
         let put_back = reply.changed_bytes;
-        reply = servers.change(&request).await?;
+        reply = servers.change(&request).await.context(
+            "the group is failed over and not promoted; `seawall failover promote` tries again, `seawall failover cancel` takes it back",
+        )?;
         reply.changed_bytes = put_back;
         shown.push_str(&if common.json { String::new() } else { render(&reply, FailoverStep::Promote) });
         for volume in group.volumes.iter().filter(|_| export.is_some()) {
