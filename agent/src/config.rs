@@ -247,9 +247,7 @@ impl AgentConfig {
 
     /// A volume's identity: of its group and name, so that it stays when the device is renamed.
     pub fn volume_id(&self, name: &str) -> VolumeId {
-        let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 volume id");
-        hasher.update(&self.agent.group.0).update(name.as_bytes());
-        VolumeId(hasher.finalize().as_bytes()[..16].try_into().expect("16 of 32 bytes"))
+        changeset::volume_id(self.agent.group, name)
     }
 }
 

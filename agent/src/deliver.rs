@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{ByteCount, Epoch, UnixNanos};
+use block::{ByteCount, Epoch, Generation, UnixNanos};
 use durable::fault_point;
 use jiff::Timestamp;
 use wire::{
@@ -95,6 +95,10 @@ async fn session(
     if sender.rebased() && outbox.is_behind(held) {
         // What it had acknowledged after that is in no replica. The agent begins anew after what the replicas hold.
         resyncs.rebase(held.held);
+    }
+    if sender.rebased() && config.agent.generation > Generation(1) {
+        // It begins after a failover, which was somebody's decision.
+        resyncs.at_once();
     }
     if let Err(mismatch) = outbox.opened(held) {
         return mismatch.into();

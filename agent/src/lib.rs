@@ -3,8 +3,8 @@
 //! Rooms: `config` reads the file; `volumes` finds the disks; `engine` is the thread that drives the source and decides when
 //! to cut; `seal` turns folds into changesets; `outbox` holds them until the process server has them durably; `deliver`
 //! talks to it; `compare` asks the target, through it, what need not be sent; `resync` decides when; `limits` is what it may take of the machine and the way; `check` says what the machine lacks. `point` takes points that somebody asked for: `hooks` quiesces
-//! applications, `freeze` freezes filesystems, `order` is the way from there to the engine; `socket` is how root of this
-//! machine asks.
+//! applications, `freeze` freezes filesystems, `order` is the way from there to the engine; `hand_over` keeps the disks from everybody and proves that the
+//! target has them; `socket` is how root of this machine asks.
 //!
 //! Memory: open epoch, the epoch being sealed and the outbox together stay inside `epoch_memory_bytes`. When it is full the
 //! engine stops consuming; the ring fills; writes turn into dirty bits. The application never waits.
@@ -23,6 +23,7 @@ mod fleet;
 mod freeze;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod hand_over;
 mod hooks;
 mod limits;
 mod order;
@@ -44,6 +45,7 @@ pub use config::{
 };
 pub use fleet::{FleetAgent, FleetConfig};
 pub use freeze::{FILESYSTEMS_FROZEN_MAX, watchdog_instead};
+pub use hand_over::COMPARISONS_MAX;
 pub use hooks::check_hooks;
 pub use hooks::{HOOKS_MAX, OUTPUT_BYTES_MAX};
 pub use limits::{BANDWIDTH_MIN, CPU_PERCENT_MIN, Day, LimitsSection, SCHEDULE_MAX, Window};
@@ -176,6 +178,9 @@ impl Parts {
         let mut volumes = volumes::settle(config)?;
         let comparisons = Arc::new(Comparisons::new(config, &key, &volumes.list));
         let Opened { source, mut notes, resumed, .. } = source::open(config, &volumes.list, &comparisons)?;
+        if volumes.are_new {
+            comparisons.resyncs.at_once();
+        }
         notes.append(&mut volumes.notes);
         notes.extend(thawed);
         let stop = Arc::new(AtomicBool::new(false));
@@ -200,9 +205,17 @@ impl Parts {
             .name("capture".into())
             .spawn(move || engine.run())
             .context("start the capture thread")?;
-        let disks = volumes.list.iter().map(|volume| volume.path.clone()).collect();
-        let (points, point_thread) = point::start(config, disks, scanned, orders.clone(), stop.clone())?;
-        let socket = Socket::listen(config.control_socket(), points, orders, outbox.clone());
+        let disks: Vec<_> = volumes.list.iter().map(|volume| volume.path.clone()).collect();
+        let (points, point_thread) =
+            point::start(config, disks.clone(), scanned, orders.clone(), stop.clone())?;
+        let means = hand_over::Means {
+            disks: Arc::new(hand_over::Disks::new(disks)),
+            points,
+            orders,
+            outbox: outbox.clone(),
+            comparisons: comparisons.clone(),
+        };
+        let socket = Socket::listen(config.control_socket(), means);
         if let Err(error) = &socket {
             let error = format!("{error:#}");
             tracing::warn!(error, "`seawall point` cannot reach this agent; replication goes on");

@@ -14,7 +14,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::order::{Comparing, Orders};
+use crate::hand_over::{self, HandedOver, Means};
+use crate::order::Comparing;
 use crate::outbox::Outbox;
 use crate::point::{Event, Points, Wish};
 
@@ -37,12 +38,7 @@ impl Socket {
     ///
     /// # Errors
     /// When the directory cannot be made or another agent listens there.
-    pub(crate) fn listen(
-        path: PathBuf,
-        points: Arc<Points>,
-        orders: Arc<Orders>,
-        outbox: Arc<Outbox>,
-    ) -> anyhow::Result<Socket> {
+    pub(crate) fn listen(path: PathBuf, means: Means) -> anyhow::Result<Socket> {
         let listener = bind(&path).with_context(|| format!("listen for commands at {}", path.display()))?;
         let task = tokio::spawn(async move {
             let conversations = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
@@ -56,9 +52,9 @@ impl Socket {
                         continue;
                     }
                 };
-                let (points, orders, outbox) = (points.clone(), orders.clone(), outbox.clone());
+                let means = means.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, &points, &orders, &outbox).await {
+                    if let Err(error) = converse(stream, &means).await {
                         tracing::debug!(error = format!("{error:#}"), "a command's conversation ended early");
                     }
                     drop(permit);
@@ -99,12 +95,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn converse(
-    stream: UnixStream,
-    points: &Points,
-    orders: &Arc<Orders>,
-    outbox: &Outbox,
-) -> anyhow::Result<()> {
+async fn converse(stream: UnixStream, means: &Means) -> anyhow::Result<()> {
     // The file's mode keeps others out; this holds even where somebody has changed it.
     let uid = stream.peer_cred().context("ask who speaks")?.uid();
     let ours = rustix::process::geteuid().as_raw();
@@ -130,10 +121,10 @@ async fn converse(
         }
         Ok(AgentRequest::Point { consistency, label, wait }) => {
             tracing::info!(%consistency, label = label.as_ref().map(|label| label.as_str()), uid, "point asked for");
-            take_point(Wish { consistency, label }, wait, &mut writer, points, outbox).await
+            take_point(Wish { consistency, label }, wait, &mut writer, &means.points, &means.outbox).await
         }
         Ok(AgentRequest::Resync { volume, when }) => {
-            let orders = orders.clone();
+            let orders = means.orders.clone();
             match tokio::task::spawn_blocking(move || orders.resync(volume, when)).await? {
                 Ok(Comparing { volumes, bytes, begins }) => {
                     say(&mut writer, &AgentAnswer::Comparing { volumes, bytes, begins }).await
@@ -141,7 +132,45 @@ async fn converse(
                 Err((code, reason)) => refuse(&mut writer, code, reason).await,
             }
         }
+        Ok(AgentRequest::HandOver) => {
+            tracing::warn!(uid, "handing over: the disks are kept from everybody");
+            hand_over(means, reader.into_inner().into_inner(), &mut writer).await
+        }
+        Ok(AgentRequest::Release) => {
+            tracing::warn!(uid, "disks released");
+            let disks = means.disks.clone();
+            match tokio::task::spawn_blocking(move || disks.release()).await? {
+                Ok(()) => say(&mut writer, &AgentAnswer::Released).await,
+                Err(error) => refuse(&mut writer, AgentRefusal::InUse, format!("release: {error:#}")).await,
+            }
+        }
         Err(error) => refuse(&mut writer, AgentRefusal::BadRequest, format!("read request: {error}")).await,
+    }
+}
+
+/// Goes on only as long as whoever asked is there: else disks would stay shut that nobody knows of.
+async fn hand_over<R: AsyncReadExt + Unpin, W: AsyncWriteExt + Unpin>(
+    means: &Means,
+    mut reader: R,
+    writer: &mut W,
+) -> anyhow::Result<()> {
+    let (sender, mut doing) = mpsc::unbounded_channel();
+    let mut handing = std::pin::pin!(hand_over::run(means, &sender));
+    let mut more = [0; 16];
+    loop {
+        tokio::select! {
+            Some(doing) = doing.recv() => say(writer, &AgentAnswer::Progress { doing }).await?,
+            read = reader.read(&mut more) => if read.context("hear whoever asked")? == 0 {
+                bail!("whoever asked to hand over has gone");
+            },
+            done = &mut handing => return match done {
+                Ok(HandedOver { epoch, equal, different }) => {
+                    tracing::warn!(%epoch, %equal, "handed over");
+                    say(writer, &AgentAnswer::HandedOver { epoch, equal, different }).await
+                }
+                Err((code, reason)) => refuse(writer, code, reason).await,
+            },
+        }
     }
 }
 

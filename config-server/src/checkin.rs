@@ -136,7 +136,7 @@ fn sensible(role: PartRole, said: &mut CheckIn) -> Answer<()> {
         ("digest", Some(&said.digest)),
         ("trouble", said.trouble.as_ref()),
     ];
-    for (name, _) in texts.iter().filter(|(_, text)| text.is_some_and(|text| text.contains('\0'))) {
+    if let Some((name, _)) = texts.iter().find(|(_, text)| text.is_some_and(|text| text.contains('\0'))) {
         return Err(invalid(format!("{name} has a NUL")));
     }
     if !said.points.is_empty() && role != PartRole::TargetServer {

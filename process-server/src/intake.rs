@@ -78,7 +78,7 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver) -> Result<(), Re
         Refusal { code: RefusalCode::Busy, state: None, message }
     })?;
 
-    if server.cache.knows_nothing(group) {
+    if server.cache.knows_nothing(group) || server.cache.held(group).generation < generation {
         adopt(server, &hub, generation).await?;
     }
     let (events, heard) = mpsc::unbounded_channel();
@@ -119,10 +119,12 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver) -> Result<(), Re
     intake.run(server, receiver, heard).await
 }
 
-/// This cache has never held anything of the group. If its targets hold something, an earlier cache was lost: this one begins after
-/// them. All targets must have answered, as what one holds must not be numbered again. One that does not answer makes it
-/// begin like a new group, which an agent or target that knows better refuses.
+/// This cache has never held anything of the group's generation. If its targets hold something, an earlier cache was lost, or they
+/// have failed over to this generation, whose epochs are numbered on: the cache begins after them. All targets must have
+/// answered, as what one holds must not be numbered again. One that does not answer makes it begin like a new group, which an
+/// agent or target that knows better refuses; but a generation that is not the first is known to begin somewhere, and waits.
 async fn adopt(server: &Arc<Server>, hub: &Hub, generation: Generation) -> Result<(), Refusal> {
+    let is_later = server.cache.held(hub.group).generation < generation && generation > Generation(1);
     let mut holds = Vec::new();
     for route in &hub.routes {
         let asked = async {
@@ -130,16 +132,28 @@ async fn adopt(server: &Arc<Server>, hub: &Hub, generation: Generation) -> Resul
             let connection = wire::connect(&route.address, Role::TargetServer, &credentials).await?;
             Sender::open(connection, hub.group, generation).await
         };
-        match tokio::time::timeout(ADOPT_TIME_MAX, asked).await {
+        let (code, why) = match tokio::time::timeout(ADOPT_TIME_MAX, asked).await {
             Ok(Ok((sender, _))) => {
                 holds.push((route.address.clone(), Position { generation, epoch: sender.held().applied }));
+                continue;
             }
-            Ok(Err(error)) => {
-                tracing::debug!(group = %hub.group, target = route.address, %error, "ask what a target holds");
-                return Ok(());
-            }
-            Err(_) => return Ok(()),
+            Ok(Err(error)) => (error.refusal(), error.to_string()),
+            Err(_) => (None, "it does not answer".to_owned()),
+        };
+        tracing::debug!(group = %hub.group, target = route.address, why, "ask what a target holds");
+        if !is_later {
+            return Ok(());
         }
+        let message = format!(
+            "deliver for group {}: ask target {} where generation {generation} begins: {why}",
+            hub.group, route.address
+        );
+        return Err(match code {
+            Some(RefusalCode::Generation) => {
+                Refusal { code: RefusalCode::Generation, state: Some(StateCode::Fenced), message }
+            }
+            _ => Refusal { code: RefusalCode::Busy, state: None, message },
+        });
     }
     let (server, group) = (server.clone(), hub.group);
     let adopted = tokio::task::spawn_blocking(move || server.cache.adopt(group, &holds)).await;

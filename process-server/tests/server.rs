@@ -393,3 +393,46 @@ async fn comparisons_take_turns() {
     told.wait_for(|told| *told == Some(condition)).await.unwrap();
     server.shutdown().await.unwrap();
 }
+
+/// A failover numbers epochs on: the next generation begins at the cache where its target says, and nothing of the old one is in the
+/// way. While the target cannot be asked, or is of the old generation, the agent waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_after_a_failover_begins_where_its_target_is() {
+    let world = World::new();
+    let a = world.target("a").await;
+    let (server, address) = started(world.config(&[(group(1), &[&a])])).await;
+    let mut agent = world.agent(&address, 1, 1).await.unwrap();
+    for epoch in 1..=3 {
+        agent.put(epoch, 100).await.unwrap();
+    }
+    agent.wait_applied(3).await;
+    a.change(|state| state.stuck = true);
+    agent.put(4, 100).await.unwrap();
+    agent.wait_cached(4).await;
+    drop(agent);
+    // The source is back before anybody has failed over: the target knows nothing of its generation.
+    a.change(|state| state.refuse = Some(RefusalCode::Generation));
+    assert_eq!(code(world.agent(&address, 1, 2).await), RefusalCode::Generation);
+    a.change(|state| state.refuse = Some(RefusalCode::Stopping));
+    assert_eq!(code(world.agent(&address, 1, 2).await), RefusalCode::Busy);
+    a.change(|state| {
+        (state.fence, state.stuck, state.refuse) = (2, false, None);
+        state.begins.insert(2, 6);
+    });
+    let mut agent = world.agent(&address, 1, 2).await.unwrap();
+    assert_eq!(agent.sender.held().held, Epoch(6));
+    assert!(agent.sender.rebased());
+    agent.put(7, 77).await.unwrap();
+    agent.wait_applied(7).await;
+    let got: Vec<_> = a.got(1).into_iter().filter(|(generation, ..)| *generation == 2).collect();
+    assert_eq!(got.len(), 1);
+    until("nothing of the old generation is kept", || {
+        server.status().groups[0].cached_bytes == ByteCount::ZERO
+    })
+    .await;
+    server.shutdown().await.unwrap();
+    // The old source is fenced here too, also after a restart.
+    let (server, address) = started(world.config(&[(group(1), &[&a])])).await;
+    assert_eq!(code(world.agent(&address, 1, 1).await), RefusalCode::Generation);
+    server.shutdown().await.unwrap();
+}

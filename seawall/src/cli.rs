@@ -24,6 +24,7 @@ use crate::fleet::protect::{ProtectOptions, UnprotectOptions};
 use crate::fleet::setting::SettingOptions;
 use crate::fleet::token::TokenOptions;
 use crate::fleet::user::UserOptions;
+use crate::hand_over::HandOverOptions;
 use crate::init::InitOptions;
 use crate::pin::{PinOptions, UnpinOptions};
 use crate::point::{PointCommand, PointOptions, ResyncOptions};
@@ -99,6 +100,8 @@ pub(crate) enum Command {
     Point(PointOptions),
     /// Compare disks with their replicas, and send what differs: ask the agent of this machine
     Resync(ResyncOptions),
+    /// Keep everybody from this machine's disks and prove that the target has all of them: before a planned failover
+    HandOver(HandOverOptions),
     /// Keep a recovery point whatever retention says
     Pin(PinOptions),
     /// Leave a pinned recovery point to retention again
@@ -180,6 +183,7 @@ impl Command {
             Command::Files(options) => options.common().json,
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Resync(options) => options.json,
+            Command::HandOver(options) => options.json,
             Command::Point(PointOptions { command: PointCommand::Delete(options) }) => options.json,
             Command::Pin(options) => options.json,
             Command::Unpin(options) => options.json,

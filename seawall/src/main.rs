@@ -12,6 +12,7 @@ mod export;
 mod failover;
 mod files;
 mod fleet;
+mod hand_over;
 mod init;
 mod libvirt;
 mod pin;
@@ -83,6 +84,7 @@ fn start(cli: Cli) -> anyhow::Result<Exit> {
                 PointCommand::Delete(options) => pin::delete(options).await?,
             },
             Command::Resync(options) => point::resync(&options).await?,
+            Command::HandOver(options) => hand_over::run(&options).await?,
             Command::Pin(options) => pin::pin(&options).await?,
             Command::Unpin(options) => pin::unpin(&options).await?,
             Command::Scrub(options) => return scrub::run(&options).await,

@@ -148,13 +148,13 @@ pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<Exit> {
                 bail!("{reason}; use the same version of `seawall` and of the agent")
             }
             AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
-            AgentAnswer::Comparing { .. } => bail!("the agent answered what it was not asked"),
             AgentAnswer::Point(point) if options.wait => taken = Some(point),
             AgentAnswer::Point(point) => return report(&point, false, options.json),
             AgentAnswer::Applied { .. } => {
                 let point = taken.context("the agent spoke of a point that it had not named")?;
                 return report(&point, true, options.json);
             }
+            _ => bail!("the agent answered what it was not asked"),
         }
     }
     match taken {
@@ -167,7 +167,10 @@ pub(crate) async fn now(options: &PointNowOptions) -> anyhow::Result<Exit> {
 }
 
 /// Asks, and gives the lines of the answer.
-async fn ask(socket: &Path, request: &AgentRequest) -> anyhow::Result<Lines<BufReader<UnixStream>>> {
+pub(crate) async fn ask(
+    socket: &Path,
+    request: &AgentRequest,
+) -> anyhow::Result<Lines<BufReader<UnixStream>>> {
     let mut stream = UnixStream::connect(socket).await.with_context(|| {
         format!("ask the agent at {}: does it run here, and are you root?", socket.display())
     })?;
@@ -236,7 +239,7 @@ fn render(point: &TakenPoint, applied: bool) -> String {
 }
 
 /// The option, the configuration that `seawall init` made, or the one agent that listens on this machine.
-fn find_socket(options: &AgentPlace) -> anyhow::Result<PathBuf> {
+pub(crate) fn find_socket(options: &AgentPlace) -> anyhow::Result<PathBuf> {
     if let Some(socket) = &options.socket {
         return Ok(socket.clone());
     }

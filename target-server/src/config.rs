@@ -3,8 +3,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use block::{ByteCount, GroupId};
-use changeset::GroupKey;
+use block::{ByteCount, Generation, GroupId};
+use changeset::{GroupKey, VolumeInfo, volume_id};
 use enrol::ConfigServerSection;
 use replica::{POINTS_MAX, Policy, Retention};
 use serde::{Deserialize, Deserializer};
@@ -49,6 +49,9 @@ pub struct GroupConfig {
     /// How work in the background goes.
     #[serde(default)]
     pub upkeep: UpkeepConfig,
+    /// The history that begins with adopted disks: the generation of the agent that is to follow. Default: 1.
+    #[serde(default)]
+    pub adopt_generation: Option<Generation>,
     /// Volumes whose replica lies on a block device. The others are sparse files.
     #[serde(default, rename = "volume")]
     pub devices: Vec<DeviceConfig>,
@@ -62,6 +65,11 @@ pub struct DeviceConfig {
     pub name: String,
     /// The device. Its content is overwritten.
     pub device: PathBuf,
+    /// What is on the device is kept as the first recovery point of a new replica, pinned as `as found`, and the source is
+    /// compared with it instead of copied: for a disk that comes home. Said for every device of a group, or for none. Once
+    /// there is a history it means nothing.
+    #[serde(default)]
+    pub adopt: bool,
 }
 
 /// Which recovery points are kept. The newest always is, and so are pinned ones.
@@ -254,8 +262,22 @@ impl Config {
             if group.retention.age_hours_max == Some(0) {
                 return refuse(format!("age_hours_max of group {} is 0, expected at least 1", group.id));
             }
+            let adopted = group.devices.iter().filter(|device| device.adopt).count();
+            if adopted != 0 && adopted != group.devices.len() {
+                return refuse(format!(
+                    "{adopted} of {} devices of group {} are adopted; adopt all or none, for they share their first point",
+                    group.devices.len(),
+                    group.id
+                ));
+            }
+            if group.adopt_generation == Some(Generation(0)) {
+                return refuse(format!(
+                    "adopt_generation of group {} is 0; generations are numbered from 1",
+                    group.id
+                ));
+            }
             let mut names = HashSet::new();
-            for DeviceConfig { name, device } in &group.devices {
+            for DeviceConfig { name, device, .. } in &group.devices {
                 if !names.insert(name) {
                     return refuse(format!("volume {name:?} of group {} is given twice", group.id));
                 }
@@ -287,6 +309,18 @@ impl GroupConfig {
         self.devices.iter().map(claim).collect()
     }
 
+    /// What is to be adopted, as the devices say.
+    pub(crate) fn adopted(&self, claims: &[Claim]) -> Result<Vec<VolumeInfo>, String> {
+        let adopted = self.devices.iter().zip(claims).filter(|(config, _)| config.adopt);
+        let volume = |(config, claim): (&DeviceConfig, &Claim)| {
+            let (size, logical_block) =
+                claim.geometry().map_err(|errno| format!("measure {}: {errno}", config.device.display()))?;
+            let id = volume_id(self.id, &config.name);
+            Ok(VolumeInfo { id, name: config.name.clone(), size, logical_block })
+        };
+        adopted.map(volume).collect()
+    }
+
     pub(crate) fn device_paths(&self) -> BTreeMap<String, PathBuf> {
         self.devices.iter().map(|device| (device.name.clone(), device.device.clone())).collect()
     }
@@ -295,7 +329,7 @@ impl GroupConfig {
 /// A block device that is this process's alone until dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    _device: rustix::fd::OwnedFd,
+    device: rustix::fd::OwnedFd,
 }
 
 impl Claim {
@@ -307,13 +341,19 @@ impl Claim {
         // Of a block device, O_EXCL without O_CREAT asks for it alone.
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::CLOEXEC;
         match rustix::fs::open(device, flags, rustix::fs::Mode::empty()) {
-            Ok(device) => Ok(Claim { _device: device }),
+            Ok(device) => Ok(Claim { device }),
             Err(rustix::io::Errno::BUSY) => {
                 Err("it is mounted or in use (or given for two volumes); its content would be overwritten"
                     .to_owned())
             }
             Err(errno) => Err(errno.to_string()),
         }
+    }
+
+    /// Its size and its logical block size.
+    fn geometry(&self) -> rustix::io::Result<(ByteCount, u32)> {
+        let size = rustix::fs::seek(&self.device, rustix::fs::SeekFrom::End(0))?;
+        Ok((ByteCount(size), rustix::fs::ioctl_blksszget(&self.device)?))
     }
 }
 

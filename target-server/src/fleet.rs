@@ -186,6 +186,7 @@ impl Post {
                 space_max: kept.space_bytes_max.map(ByteCount),
                 ..RetentionConfig::default()
             },
+            adopt_generation: None,
             // What concerns this machine only is in its own file.
             upkeep: own.map(|own| own.upkeep.clone()).unwrap_or_default(),
             devices: own.map(|own| own.devices.clone()).unwrap_or_default(),

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{ByteCount, Epoch, GroupId, UnixNanos};
+use block::{ByteCount, Epoch, Generation, GroupId, Label, UnixNanos};
 use changeset::GroupKey;
 use control::{PinInfo, PointInfo, StateCode, TargetGroup, VolumeSummary};
 use durable::RealStorage;
 use export::Overlay;
 use parking_lot::Mutex;
-use replica::{Applied, GroupReplica, Options, Point};
+use replica::{Applied, GroupReplica, Options, Point, ReplicaError};
 use telemetry::{Latencies, Meter};
 use tokio::sync::OwnedMutexGuard;
 use wire::{Answerer, RefusalCode};
@@ -20,6 +20,9 @@ use crate::config::{Claim, ConfigError};
 use crate::cutter::Cutter;
 use crate::refusal::Refusal;
 use crate::upkeep::Upkeep;
+
+/// The name of the point that adopted disks begin with.
+const ADOPTED_LABEL: &str = "as found";
 
 /// Where overlays are, below a group's directory.
 const OVERLAYS_DIR: &str = "overlays";
@@ -70,7 +73,12 @@ impl Group {
             retention: (&config.retention).into(),
             ..Options::default()
         };
-        let replica = match GroupReplica::open(Arc::new(RealStorage), data, config.id, options) {
+        let opened = GroupReplica::open(Arc::new(RealStorage), data, config.id, options);
+        let opened = opened.and_then(|(replica, report)| {
+            adopt(config, &devices, &replica)?;
+            Ok((replica, report))
+        });
+        let replica = match opened {
             Ok((replica, report)) => {
                 tracing::info!(group = %config.id, applied = %report.applied, "replica opened");
                 if let Some(epoch) = report.rolled_back {
@@ -247,6 +255,29 @@ impl Group {
         status.last_error = replica.poisoned().or_else(|| delivery.last_error.clone());
         status
     }
+}
+
+/// A new replica of disks that come home begins with what is on them.
+fn adopt(config: &GroupConfig, devices: &[Claim], replica: &GroupReplica) -> Result<(), ReplicaError> {
+    if replica.applied() != (None, Epoch::NONE) {
+        return Ok(());
+    }
+    let volumes = config.adopted(devices).map_err(|problem| ReplicaError::Invalid {
+        group: config.id,
+        epoch: Epoch::NONE,
+        problem,
+    })?;
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    let generation = config.adopt_generation.unwrap_or(Generation(1));
+    let label = Label::try_from(ADOPTED_LABEL.to_owned()).expect("it is short and plain");
+    let adopted = replica.adopt(generation, &volumes, label)?;
+    tracing::warn!(
+        group = %config.id, %generation, epoch = %adopted.epoch,
+        "adopted: what is on the devices is the first recovery point, pinned"
+    );
+    Ok(())
 }
 
 /// The right to apply changesets of a group, until dropped.

@@ -368,6 +368,24 @@ impl System {
         }
     }
 
+    /// `seawall hand-over` with these arguments: what it answers.
+    ///
+    /// # Errors
+    /// When the agent refuses; the error says why.
+    pub fn hand_over(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let output = Command::new(program("seawall")?)
+            .args(["hand-over", "--json", "--socket"])
+            .arg(self.socket())
+            .args(arguments)
+            .output()?;
+        let said: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        match said["error"].as_str() {
+            Some(error) => bail!("{error}"),
+            None => Ok(said),
+        }
+    }
+
     /// What the target says of a point.
     ///
     /// # Errors

@@ -111,7 +111,7 @@ async fn point(
             AgentAnswer::Point(point) => taken = Some(point),
             AgentAnswer::Applied { .. } => break,
             AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
-            AgentAnswer::Comparing { .. } => bail!("the agent answered what it was not asked"),
+            _ => bail!("the agent answered what it was not asked"),
         }
     }
     let point = taken.context("the agent ended without an answer")?;

@@ -8,7 +8,8 @@
 //!   become suspect only when it begins.
 //!
 //! What never waits for the window: a group that has no point yet, for which waiting would only mean to have none; one that had
-//! been begun by an agent before this one; and what a person has asked for now. All of these wait for their turn at the
+//! been begun by an agent before this one; and what a person has asked for now: by command, by protecting disks for the first
+//! time (there may be points: those of adopted disks), or by a generation that begins after a failover. All of these wait for their turn at the
 //! process server, but for the first copy, which compares nothing.
 //!
 //! Once begun, a resync goes on when the window closes: half of it is worth nothing, as there is no point before its end.
@@ -157,6 +158,13 @@ impl Resyncs {
         self.changed.notify_one();
     }
 
+    /// What is suspect now need not wait for the hours: a person has just begun to protect these disks, or to protect them again in
+    /// another generation.
+    pub(crate) fn at_once(&self) {
+        self.state.lock().now = true;
+        self.changed.notify_one();
+    }
+
     /// Plans to compare volumes, by number, because somebody has asked for it.
     pub(crate) fn ask(&self, volumes: &[usize], when: ResyncWhen) {
         let mut state = self.state.lock();
@@ -281,7 +289,7 @@ impl Resyncs {
             None => return Deed::Nothing,
             Some(false) => {
                 // Everything is sent as it is; there is nothing to compare with.
-                (state.lost, state.expected, state.stage) = (None, None, Stage::None);
+                (state.lost, state.expected, state.stage, state.now) = (None, None, Stage::None, false);
                 return Deed::Nothing;
             }
         }
@@ -324,7 +332,7 @@ impl Resyncs {
                 let wanted =
                     state.lost.is_some() && look.suspect > ByteCount::ZERO || !state.planned.is_empty();
                 let stage = if !wanted {
-                    state.lost = None;
+                    (state.lost, state.now) = (None, false);
                     Stage::None
                 } else if state.now
                     || state.planned.values().any(|plan| plan.now)
@@ -382,6 +390,12 @@ impl Resyncs {
                 state.planned.insert(volume, Plan { part: Part::All, cause, now: false });
             }
         }
+    }
+
+    /// Bytes compared and bytes found different since the agent started.
+    pub(crate) fn counts(&self) -> (ByteCount, ByteCount) {
+        let last = &self.state.lock().last;
+        (last.compared, last.different)
     }
 
     /// What is shown of it; `None` when nothing is to be compared.

@@ -90,6 +90,22 @@ fn a_person_a_group_without_a_point_and_what_was_begun_do_not_wait() {
     begun.look(suspect(GIB), noon());
     assert!(begun.wants_turn());
     assert_eq!(shown(&begun).0, ResyncReason::Continued);
+
+    // Disks that are protected for the first time, though the target has points: it has adopted what came home.
+    let adopted = resyncs();
+    adopted.expect(Some(Cause::new(ResyncReason::TrackingEnded, "tracking begins")), false);
+    adopted.at_once();
+    adopted.conditioned(Condition { has_point: true, damaged: ByteCount::ZERO });
+    adopted.look(suspect(GIB), noon());
+    assert!(adopted.wants_turn());
+    adopted.turn(my_turn());
+    adopted.look(suspect(GIB), noon());
+    adopted.look(clean(), noon());
+    // The next one is nobody's decision; nor is it when there was nothing to compare.
+    adopted.at_once();
+    adopted.look(clean(), noon());
+    adopted.look(Look { losses: 1, ..suspect(GIB) }, noon());
+    assert_eq!(shown(&adopted), (ResyncReason::TrackingLost, ResyncStage::WaitingForWindow));
 }
 
 /// Nothing to compare with: the first copy is no resync, and asks nobody.

@@ -47,6 +47,8 @@ pub(crate) struct Volumes {
     pub(crate) list: Vec<Volume>,
     /// How names became disks, for people.
     pub(crate) notes: Vec<String>,
+    /// No disk of this configuration was protected before.
+    pub(crate) are_new: bool,
     /// Whether they are still there.
     pub(crate) presence: Arc<Presence>,
     /// Held as long as the disks are protected.
@@ -100,9 +102,10 @@ fn settle_in(config: &AgentConfig, disks: &Disks, run: &Path) -> anyhow::Result<
     {
         notes.push(format!("which disks these are is not remembered: {error:#}"));
     }
+    let are_new = record.disks.is_empty() && !found.is_empty();
     let presence = Arc::new(Presence::of(list.iter().map(|settled| settled.disk.as_ref())));
     let list = list.into_iter().map(|settled| settled.volume).collect();
-    Ok(Volumes { list, notes, presence, locks })
+    Ok(Volumes { list, notes, are_new, presence, locks })
 }
 
 /// A volume, and the disk that it is, unless it is a file.

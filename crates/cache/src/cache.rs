@@ -313,8 +313,9 @@ impl Cache {
         state.groups.get(&group).is_none_or(|group| group.is_empty() && group.base == Position::NONE)
     }
 
-    /// A cache that knows nothing of a group begins after what its targets hold: the most of `holds`. What an earlier cache had
-    /// acknowledged after it is lost, and nobody has applied it. `false` when something is held meanwhile, or they
+    /// A cache that knows nothing of a group, or of the generation that its targets hold, begins after what they hold: the most of
+    /// `holds`. What an earlier cache had acknowledged after it is lost, and nobody has applied it; what is here of earlier
+    /// generations goes, for no target takes it any more. `false` when something of the generation is held meanwhile, or they
     /// hold nothing.
     ///
     /// # Errors
@@ -324,18 +325,22 @@ impl Cache {
         let mut state = self.shared.state.lock();
         configure(&mut state, group, &self.shared.targets);
         let Some(found) = state.groups.get_mut(&group) else { return Ok(false) };
-        if base.epoch == Epoch::NONE
-            || !found.is_empty()
-            || found.base != Position::NONE
-            || found.lost.is_some()
-        {
+        let known = found
+            .accepted
+            .generation
+            .max(found.lost.as_ref().map_or(Generation(0), |(from, _)| from.generation));
+        if base.epoch == Epoch::NONE || known >= base.generation {
             return Ok(false);
         }
-        (found.base, found.accepted, found.adopted) = (base, base, true);
+        let fenced = std::mem::take(&mut found.entries);
+        (found.base, found.accepted, found.adopted, found.bytes) = (base, base, true, 0);
         for (target, position) in holds {
             if let Some(target) = found.targets.get_mut(target) {
                 target.applied = Some(*position);
             }
+        }
+        for entry in fenced {
+            state.release(&entry.chunks);
         }
         state.cursors_dirty = true;
         drop(state);

@@ -530,3 +530,58 @@ fn on_a_real_disk_many_sources_at_once() {
         assert_eq!(held_after(&cache, group(number), at(1, epochs - 3)).len(), 3);
     }
 }
+
+/// After a failover a generation begins where the target is. What is here of the old one is of no use to anybody; a crash at any step of
+/// that leaves either the old history or the new beginning, and never a mixture.
+#[test]
+fn a_later_generation_begins_where_its_target_is() {
+    let mut crashes = 0;
+    for stop in 0.. {
+        let storage = CrashStorage::new();
+        let (cache, _) = open(&storage, big()).unwrap();
+        let mut source = Source::open(&cache, group(1), 1).unwrap();
+        for epoch in 1..=4 {
+            source.give(epoch, 5000).unwrap();
+        }
+        assert!(source.wait_held(4));
+        let holds = |epoch| [("a".to_owned(), at(2, epoch))];
+        assert!(!cache.adopt(group(1), &holds(0)).unwrap(), "nothing is held of it: it begins at 1");
+        assert!(
+            !cache.adopt(group(1), &[("a".to_owned(), at(1, 9))]).unwrap(),
+            "of this one something is held"
+        );
+        let last = storage.operations() + stop;
+        storage.stop_at(last);
+        let adopted = cache.adopt(group(1), &holds(6)).is_ok();
+        let stopped = storage.operations() > last;
+        assert!(adopted || stopped);
+        drop((source, cache));
+        for seed in 0..4 {
+            crashes += 1;
+            let crashed = storage.crash(seed);
+            let (cache, report) = open(&crashed, big()).unwrap();
+            assert!(report.is_sound(), "{report:?}");
+            match cache.held(group(1)) {
+                held if held == at(1, 4) && !adopted => {
+                    assert_eq!(held_after(&cache, group(1), at(1, 0)).len(), 4);
+                    assert!(cache.adopt(group(1), &holds(6)).unwrap());
+                }
+                held => assert_eq!(held, at(2, 6)),
+            }
+            assert!(cache.is_adopted(group(1)) && !cache.adopt(group(1), &holds(8)).unwrap());
+            assert!(matches!(Source::open(&cache, group(1), 1), Err(AppendError::OldGeneration { .. })));
+            let mut next = Source::open(&cache, group(1), 2).unwrap();
+            assert_eq!(next.appender.held(), Epoch(6));
+            next.put(7, 300);
+            assert_eq!(held_after(&cache, group(1), at(2, 6)), [(at(2, 7), 300)]);
+            drop(next);
+            cache.close().unwrap();
+            let (cache, report) = open(&crashed, big()).unwrap();
+            assert!(report.is_sound() && cache.held(group(1)) == at(2, 7), "{report:?}");
+        }
+        if !stopped {
+            break;
+        }
+    }
+    assert!(crashes > 8, "{crashes} crashes");
+}

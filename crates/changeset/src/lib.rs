@@ -36,7 +36,7 @@ pub use limits::{
 pub use note::{NOTE_BYTES_MAX, NOTE_BYTES_MIN, decode_note, encode_note};
 pub use open::{ExtentFault, OpenError, Opener, Part};
 pub use seal::{Level, SealError, SealOptions, SealStats, Sealed, seal, seal_point};
-pub use volume::{LOGICAL_BLOCK_BYTES_MAX, VolumeInfo, VolumesError};
+pub use volume::{LOGICAL_BLOCK_BYTES_MAX, VolumeInfo, VolumesError, volume_id};
 
 #[cfg(test)]
 mod tests;

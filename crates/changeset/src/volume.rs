@@ -1,6 +1,6 @@
 use std::fmt;
 
-use block::{ByteCount, PointNote, SECTOR_BYTES, VolumeId};
+use block::{ByteCount, GroupId, PointNote, SECTOR_BYTES, VolumeId};
 
 use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::limits::{NAME_BYTES_MAX, VOLUMES_MAX};
@@ -22,6 +22,13 @@ pub struct VolumeInfo {
     pub size: ByteCount,
     /// Its logical block size in bytes: a power of two from 512 to [`LOGICAL_BLOCK_BYTES_MAX`].
     pub logical_block: u32,
+}
+
+/// A volume's identity: of its group and name, so that it stays when the device is renamed.
+pub fn volume_id(group: GroupId, name: &str) -> VolumeId {
+    let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 volume id");
+    hasher.update(&group.0).update(name.as_bytes());
+    VolumeId(hasher.finalize().as_bytes()[..16].try_into().expect("16 of 32 bytes"))
 }
 
 /// Why a list of volumes cannot describe a group, or a manifest is none.

@@ -35,6 +35,11 @@ pub enum AgentRequest {
         #[serde(default)]
         when: ResyncWhen,
     },
+    /// Keep everybody from writing to the disks, send what they hold, and prove that the target holds the same. Answered by
+    /// progress, then [`AgentAnswer::HandedOver`] or a refusal, after which the disks are as before.
+    HandOver,
+    /// Let everybody write to disks that were handed over. Answered by [`AgentAnswer::Released`] or a refusal.
+    Release,
 }
 
 /// What an agent answers.
@@ -63,6 +68,17 @@ pub enum AgentAnswer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         begins: Option<UnixNanos>,
     },
+    /// Nobody can write to the disks any more, and the target holds what they hold. The last answer.
+    HandedOver {
+        /// The recovery point that is what the disks are.
+        epoch: Epoch,
+        /// All of the disks, compared by keyed checksums with the target's and found the same.
+        equal: ByteCount,
+        /// What had been found different before that, and was sent.
+        different: ByteCount,
+    },
+    /// The disks may be written to again. The last answer.
+    Released,
     /// It is not done. The last answer.
     Refused {
         /// For programs.
@@ -88,6 +104,8 @@ pub enum AgentRefusal {
     NoSuchVolume,
     /// What is scanned is compared all the time.
     NotFollowed,
+    /// Somebody uses the disks.
+    InUse,
     /// The agent is stopping.
     Stopping,
 }
@@ -147,6 +165,12 @@ mod tests {
             r#"{"request":"resync","volume":"data","when":"window"}"#,
             AgentRequest::Resync { volume: Some("data".into()), when: ResyncWhen::Window },
         );
+        request(r#"{"request":"hand-over"}"#, AgentRequest::HandOver);
+        request(r#"{"request":"release"}"#, AgentRequest::Release);
+        let handed =
+            AgentAnswer::HandedOver { epoch: Epoch(7), equal: ByteCount(4096), different: ByteCount(0) };
+        let json = r#"{"answer":"handed-over","epoch":7,"equal":4096,"different":0}"#;
+        assert_eq!(serde_json::to_string(&handed).unwrap(), json);
 
         let answer = |json: &str, answer: AgentAnswer| {
             assert_eq!(serde_json::to_string(&answer).unwrap(), json);

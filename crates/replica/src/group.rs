@@ -269,7 +269,7 @@ impl GroupReplica {
     fn apply_locked(&self, writer: &mut Writer, delta: &Delta<'_>) -> Result<Applied, ReplicaError> {
         let plan = self.plan(writer, delta)?;
         self.roll_back_unfinished(writer)?;
-        if writer.state.generation.is_none() {
+        if writer.state.generation.is_none() && !delta.changes.is_empty() {
             // Before an image is touched: what is in it belongs to this history from now on.
             let state = State { generation: Some(delta.stamp.generation), ..writer.state.clone() };
             writer.state_file.write(&state, &self.core.dir)?;

@@ -18,6 +18,7 @@
 //! A volume's image may be a block device that the operator names instead. The list of recovery points *is* the list
 //! of layer files, so the two cannot disagree. Everything on disk goes through [`durable::Storage`].
 
+mod adopt;
 mod bad;
 mod bytes;
 mod catalogue;

@@ -55,6 +55,13 @@ pub struct LoopDisk {
     _user: fs::File,
 }
 
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        // The next file at this number must not be read-only because this one was.
+        let _ = std::process::Command::new("blockdev").arg("--setrw").arg(&self.device).status();
+    }
+}
+
 impl LoopDisk {
     /// Makes a disk of an existing file. `sector_bytes` is the logical block size: 512 or 4096. Partitions appear as
     /// /dev/loopNpM.
@@ -80,6 +87,8 @@ impl LoopDisk {
         // In use, it is not detached but told to go when it is not used any more.
         run("losetup", &["--detach", &device])?;
         let user = user.with_context(|| format!("open {device}"))?;
+        // A test that was killed may have left this number read-only.
+        run("blockdev", &["--setrw", &device])?;
         Ok(LoopDisk { device: PathBuf::from(device), _user: user })
     }
 

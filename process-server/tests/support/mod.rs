@@ -139,6 +139,8 @@ pub struct Applied {
     pub got: BTreeMap<GroupId, Vec<(u64, u64, Bytes)>>,
     /// Generations before it are refused.
     pub fence: u64,
+    /// What it held of a generation when that began.
+    pub begins: BTreeMap<u64, u64>,
     /// Takes nothing while set.
     pub stuck: bool,
     pub refuse: Option<RefusalCode>,
@@ -223,7 +225,8 @@ async fn serve(pending: wire::Pending, state: Arc<Mutex<Applied>>) {
     }
     let last = |state: &Applied| {
         let of_generation = state.got.get(&group).into_iter().flatten().filter(|got| got.0 == generation);
-        Epoch(of_generation.map(|got| got.1).max().unwrap_or(0))
+        let begins = state.begins.get(&generation).copied().unwrap_or(0);
+        Epoch(of_generation.map(|got| got.1).max().unwrap_or(begins))
     };
     let held = last(&state.lock().unwrap());
     receiver.accept(Held { held, applied: held }, ByteCount::mib(4));

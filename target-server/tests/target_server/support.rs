@@ -43,6 +43,7 @@ impl Site {
             key: write_key(dir.path(), id),
             retention: RetentionConfig::default(),
             upkeep: UpkeepConfig::default(),
+            adopt_generation: None,
             devices: Vec::new(),
         });
         let config = Config {

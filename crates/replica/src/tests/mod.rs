@@ -1,5 +1,6 @@
 //! Tests against a simple-minded oracle, crashes at every step, failures, and readers beside the writer.
 
+mod adopt;
 mod concurrent;
 mod crash;
 mod failover;
