@@ -274,6 +274,7 @@ impl Part {
                 applied: Epoch(epoch.0.saturating_sub(2)),
                 applied_cut_time: ago(age),
                 failover: None,
+                promoted: None,
                 newest_point: Some(point(Epoch(epoch.0.saturating_sub(2)), age)),
                 oldest_point: Some(point(Epoch(1), Duration::from_secs(86_400))),
                 points: 400,

@@ -42,8 +42,10 @@ targets! {
     "replica-catalogue": replica::fuzzing::catalogue, replica::fuzzing::catalogue_seeds;
     "replica-checksums": replica::fuzzing::checksums, replica::fuzzing::checksums_seeds;
     "replica-damaged": replica::fuzzing::damaged, replica::fuzzing::damaged_seeds;
+    "replica-journal": replica::fuzzing::journal, replica::fuzzing::journal_seeds;
     "replica-layer": replica::fuzzing::layer, replica::fuzzing::layer_seeds;
     "replica-pins": replica::fuzzing::pins, replica::fuzzing::pins_seeds;
+    "replica-promoted": replica::fuzzing::promoted, replica::fuzzing::promoted_seeds;
     "replica-span": replica::fuzzing::span, replica::fuzzing::span_seeds;
     "replica-state": replica::fuzzing::state, replica::fuzzing::state_seeds;
     "replica-tree": replica::fuzzing::tree, replica::fuzzing::tree_seeds;

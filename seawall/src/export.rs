@@ -31,12 +31,14 @@ use crate::{libvirt, text};
     seawall export vda --point latest --listen 0.0.0.0:10809 --detach
   A machine for libvirt:
     seawall export vda --point latest --writable --socket /run/seawall/vda.sock --detach --libvirt-xml
+  A volume of a group that was failed over and promoted; what is written stays:
+    seawall export vda --promoted --socket /run/seawall/vda.sock --detach
   What is running, and its end:
     seawall export list
     seawall export stop 3
 
 Clients are qemu-img, qemu-nbd, nbdcopy, nbdfuse, nbd-client and any other that speaks NBD. What is written goes into an overlay
-at the target, of at most --limit, and is dropped at the end."
+at the target, of at most --limit, and is dropped at the end; with --promoted it stays."
 )]
 pub(crate) struct ExportOptions {
     #[command(subcommand)]
@@ -63,14 +65,17 @@ pub(crate) struct ExportStartOptions {
     #[arg(value_name = "VOLUME", required = true)]
     pub(crate) volumes: Vec<String>,
     /// Recovery point: `latest`, or the number of an epoch
-    #[arg(long, value_name = "POINT", required = true)]
+    #[arg(long, value_name = "POINT", required_unless_present = "promoted")]
     pub(crate) point: Option<PointSelector>,
     /// Group, where several have such a volume
     #[arg(long, value_name = "ID")]
     pub(crate) group: Option<GroupId>,
     /// Take writes, and drop them at the end
-    #[arg(long)]
+    #[arg(long, group = "writes")]
     pub(crate) writable: bool,
+    /// The volumes of a promoted group as they are now; take writes, which stay
+    #[arg(long, group = "writes", conflicts_with_all = ["point", "writable"])]
+    pub(crate) promoted: bool,
     /// What may be written to each volume, such as 10GiB [default: 16GiB]
     #[arg(long, value_name = "SIZE", requires = "writable")]
     pub(crate) limit: Option<ByteCount>,
@@ -90,7 +95,7 @@ pub(crate) struct ExportStartOptions {
     #[arg(long)]
     pub(crate) detach: bool,
     /// Show a libvirt domain with these disks, and nothing else
-    #[arg(long, requires = "writable")]
+    #[arg(long, requires = "writes")]
     pub(crate) libvirt_xml: bool,
     /// One JSON object instead of text
     #[arg(long)]
@@ -163,6 +168,7 @@ async fn start(options: &ExportStartOptions) -> anyhow::Result<()> {
         point: options.point.unwrap_or_default(),
         place,
         writable: options.writable,
+        promoted: options.promoted,
         overlay_limit: options.limit,
         detach: options.detach,
     };
@@ -254,6 +260,9 @@ fn percent(text: &str) -> String {
 
 fn told(info: &ExportInfo) -> String {
     let volumes: Vec<&str> = info.volumes.iter().map(|volume| volume.name.as_str()).collect();
+    if info.promoted {
+        return format!("{}, promoted: what is written stays", volumes.join(", "));
+    }
     let kind = if info.writable { "writable, its writes are dropped at the end" } else { "read-only" };
     let (local, _) = text::instant(info.point.cut_time);
     format!("{} at point {} ({local}), {kind}", volumes.join(", "), info.point.epoch)
@@ -274,6 +283,7 @@ fn table(exports: &[ExportInfo]) -> String {
             ExportPlace::Beside => String::new(),
         };
         let overlay = match info.writable {
+            _ if info.promoted => "promoted".to_owned(),
             true => format!("{} of {}", info.overlay_bytes, info.overlay_limit),
             false => "read-only".to_owned(),
         };
@@ -358,6 +368,7 @@ pub(crate) mod tests {
             volumes: vec![volume(1, "vda"), volume(2, "vd b")],
             place,
             writable: true,
+            promoted: false,
             detached: true,
             operator: "operator o".into(),
             since: UnixNanos(0),

@@ -10,7 +10,7 @@ use crate::export::socket;
 
 /// `virsh create` takes it. Without network, so that a drill reaches nobody.
 pub(crate) fn domain(info: &ExportInfo, bridge: Option<&Path>) -> anyhow::Result<String> {
-    if !info.writable {
+    if !info.writable && !info.promoted {
         bail!("describe a machine on a read-only export: it could not boot; add --writable");
     }
     let mut out = format!(

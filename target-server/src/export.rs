@@ -15,10 +15,11 @@ use control::{
 use durable::RealStorage;
 use export::{Disk, Export, Exported, ListenError, Overlay, Place, Security, Space, TlsSide};
 use parking_lot::Mutex;
+use replica::PromotedVolume;
 use tokio::sync::watch;
 use wire::{LiveCredentials, Operation, RefusalCode, WireError};
 
-use crate::operate::{json, open_view};
+use crate::operate::{json, open_view, unknown};
 use crate::refusal::Refusal;
 use crate::server::Server;
 
@@ -63,6 +64,7 @@ impl Running {
             volumes: self.volumes.clone(),
             place: self.place.clone(),
             writable: self.request.writable,
+            promoted: self.request.promoted,
             detached: self.request.detach,
             operator: self.operator.clone(),
             since: self.since,
@@ -147,6 +149,11 @@ impl Exports {
         operator: String,
     ) -> Result<Arc<Running>, Refusal> {
         let bad = |message: String| Refusal::new(RefusalCode::BadRequest, message);
+        if request.promoted && request.writable {
+            return Err(bad(
+                "export a promoted volume: what is written to it stays; leave out the overlay".to_owned()
+            ));
+        }
         let wanted = wanted(server, &request)?;
         let mut selector = request.point;
         let (mut volumes, mut exported, mut overlays) = (Vec::new(), Vec::new(), Vec::new());
@@ -156,18 +163,24 @@ impl Exports {
             // All volumes at one instant, also when the newest point changes meanwhile.
             selector = PointSelector::Epoch(head.point.epoch);
             let name = head.volume.name.clone();
-            let mut disk: Arc<dyn Disk> = Arc::new(view);
+            let mut disk: Arc<dyn Disk> = match request.promoted {
+                true => Arc::new(promoted(server, &request, volume)?),
+                false => Arc::new(view),
+            };
             if request.writable {
                 let overlay = overlay(server, &request, id, volume, disk)?;
                 overlays.push(overlay.clone());
                 disk = overlay;
             }
-            let description = format!(
-                "{name} at recovery point {}, {}-consistent{}",
-                head.point.epoch,
-                head.point.consistency,
-                if request.writable { ", writable" } else { "" }
-            );
+            let description = match request.promoted {
+                true => format!("{name}, promoted: what is written stays"),
+                false => format!(
+                    "{name} at recovery point {}, {}-consistent{}",
+                    head.point.epoch,
+                    head.point.consistency,
+                    if request.writable { ", writable" } else { "" }
+                ),
+            };
             exported.push(Exported { name, description, disk });
             volumes.push(head.volume);
             point.get_or_insert(head.point);
@@ -244,6 +257,12 @@ fn wanted(server: &Server, request: &ExportRequest) -> Result<Vec<VolumeId>, Ref
         return Err(Refusal::new(RefusalCode::BadRequest, "export a point: a volume is named twice"));
     }
     Ok(wanted)
+}
+
+/// A volume for writing. While the export holds it, the group is not demoted.
+fn promoted(server: &Server, request: &ExportRequest, volume: VolumeId) -> Result<PromotedVolume, Refusal> {
+    let group = server.group(request.group).ok_or_else(|| unknown(request.group))?;
+    Ok(group.replica()?.promoted_volume(volume)?)
 }
 
 fn overlay(

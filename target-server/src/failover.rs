@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use block::{Generation, GroupId};
-use control::{FailoverInfo, FailoverReply, FailoverStep};
-use replica::{GroupReplica, Pace};
+use control::{FailoverInfo, FailoverReply, FailoverStep, PromotedInfo};
+use replica::{GroupReplica, Pace, ReplicaError};
 use wire::{Operation, RefusalCode, WireError};
 
 use crate::group::point_info;
@@ -15,7 +15,18 @@ use crate::server::Server;
 
 pub(crate) fn info(replica: &GroupReplica) -> Option<FailoverInfo> {
     let (failover, complete) = replica.failover()?;
-    Some(FailoverInfo { point: failover.point, from: failover.from, ended: failover.ended, complete })
+    Some(FailoverInfo {
+        point: failover.point,
+        from: failover.from,
+        ended: failover.ended,
+        complete,
+        written_bytes: replica.written_since_failover(),
+    })
+}
+
+pub(crate) fn promoted(replica: &GroupReplica) -> Option<PromotedInfo> {
+    let status = replica.promoted()?;
+    Some(PromotedInfo { since: status.since, waiting_bytes: status.waiting, open: status.open as u64 })
 }
 
 /// Does a step. It goes on to its end when whoever asked has gone.
@@ -39,7 +50,7 @@ pub(crate) async fn serve(
 }
 
 fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<FailoverReply, Refusal> {
-    let (_, replica) = replica_of(server, id)?;
+    let (group, replica) = replica_of(server, id)?;
     let mut changed_bytes = Default::default();
     match step {
         FailoverStep::Start(point) => {
@@ -51,10 +62,15 @@ fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<FailoverReply
                 None => Generation(generation.0 + 1),
             };
             // People wait for this; nothing else is worth being slow for.
-            changed_bytes = replica.fail_over(point, next, &Pace::unbounded())?.changed;
+            changed_bytes = replica.fail_over(point, next, &Pace::unbounded()).map_err(asked)?.changed;
         }
         FailoverStep::Commit => drop(replica.commit_failover()?),
-        FailoverStep::Cancel => drop(replica.cancel_failover()?),
+        FailoverStep::Cancel => drop(replica.cancel_failover().map_err(asked)?),
+        FailoverStep::Promote => {
+            replica.promote()?;
+            group.cut_by_itself();
+        }
+        FailoverStep::Demote => replica.demote()?,
     }
     Ok(FailoverReply {
         group: id,
@@ -62,4 +78,12 @@ fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<FailoverReply
         point: replica.points_summary().newest.as_ref().map(point_info),
         changed_bytes,
     })
+}
+
+/// A sender is told to come again; an operator, what to do first.
+fn asked(error: ReplicaError) -> Refusal {
+    match error {
+        ReplicaError::Promoted { .. } => Refusal::new(RefusalCode::BadRequest, error.to_string()),
+        other => other.into(),
+    }
 }

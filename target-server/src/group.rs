@@ -17,6 +17,7 @@ use wire::{Answerer, RefusalCode};
 
 use crate::GroupConfig;
 use crate::config::{Claim, ConfigError};
+use crate::cutter::Cutter;
 use crate::refusal::Refusal;
 use crate::upkeep::Upkeep;
 
@@ -39,6 +40,8 @@ pub(crate) struct Group {
     delivery: Mutex<Delivery>,
     applied_bytes: Meter,
     apply_times: Latencies,
+    /// While it is promoted.
+    cutter: Mutex<Option<Cutter>>,
     /// Dropped with the group, which ends it.
     pub(crate) upkeep: Option<Upkeep>,
 }
@@ -102,8 +105,9 @@ impl Group {
             Ok(replica) => Some(Upkeep::start(config, replica.clone())),
             Err(_) => None,
         };
-        Ok(Group {
+        let group = Group {
             id: config.id,
+            cutter: Mutex::default(),
             overlays,
             upkeep,
             key,
@@ -113,7 +117,18 @@ impl Group {
             delivery: Mutex::default(),
             applied_bytes: Meter::new(),
             apply_times: Latencies::new(),
-        })
+        };
+        group.cut_by_itself();
+        Ok(group)
+    }
+
+    /// Applies what is written from now on, while it is promoted.
+    pub(crate) fn cut_by_itself(&self) {
+        let Ok(replica) = &self.replica else { return };
+        let mut cutter = self.cutter.lock();
+        if replica.promoted().is_some() && cutter.as_ref().is_none_or(Cutter::is_over) {
+            *cutter = Some(Cutter::start(replica.clone()));
+        }
     }
 
     pub(crate) fn replica(&self) -> Result<&Arc<GroupReplica>, Refusal> {
@@ -161,6 +176,9 @@ impl Group {
         if replica.poisoned().is_some() {
             return StateCode::StoreFailed;
         }
+        if replica.promoted().is_some() {
+            return StateCode::Promoted;
+        }
         if replica.failover().is_some() {
             return StateCode::FailedOver;
         }
@@ -183,6 +201,7 @@ impl Group {
             applied: Epoch::NONE,
             applied_cut_time: UnixNanos(0),
             failover: None,
+            promoted: None,
             newest_point: None,
             oldest_point: None,
             points: 0,
@@ -212,6 +231,7 @@ impl Group {
         status.applied_cut_time = replica.applied_cut_time().unwrap_or_default();
         status.volumes = replica.volumes().into_iter().map(|volume| summary(&volume.info)).collect();
         status.failover = crate::failover::info(replica);
+        status.promoted = crate::failover::promoted(replica);
         status.newest_point = points.newest.as_ref().map(point_info);
         status.oldest_point = points.oldest.as_ref().map(point_info);
         status.points = points.count;
@@ -225,6 +245,7 @@ impl Group {
                 points.unusable
             ));
         }
+        status.warnings.extend(self.cutter.lock().as_ref().and_then(Cutter::warning));
         status.warnings.extend(self.upkeep.iter().flat_map(Upkeep::warnings));
         status.apply_ms_p50 = times.p50.as_secs_f64() * 1000.0;
         status.apply_ms_p99 = times.p99.as_secs_f64() * 1000.0;

@@ -5,6 +5,7 @@
 
 mod compare;
 mod config;
+mod cutter;
 mod delivery;
 mod export;
 mod failover;
@@ -22,6 +23,7 @@ pub use config::{
     Config, ConfigError, DeviceConfig, GROUPS_MAX, GroupConfig, RetentionConfig, THREADS_MAX,
     UPKEEP_RATE_MIN, UpkeepConfig,
 };
+pub use cutter::CUT_EVERY;
 pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
 pub use export::{EXPORTS_MAX, OVERLAY_LIMIT_DEFAULT};
 pub use fleet::FleetTargetServer;

@@ -43,6 +43,10 @@ impl From<ReplicaError> for Refusal {
             }
             // It may be cancelled, so the sender asks again.
             ReplicaError::FailoverPending { .. } => (RefusalCode::Busy, Some(StateCode::FailedOver)),
+            ReplicaError::Promoted { .. } => (RefusalCode::Busy, Some(StateCode::Promoted)),
+            ReplicaError::NotPromoted { .. }
+            | ReplicaError::PromotedInUse { .. }
+            | ReplicaError::NotFailedOver { .. } => (RefusalCode::BadRequest, None),
             ReplicaError::NoFailover { .. } | ReplicaError::NotNewer { .. } | ReplicaError::InUse { .. } => {
                 (RefusalCode::BadRequest, None)
             }

@@ -1,12 +1,14 @@
-//! Failing over to a point, with the real programs: the source is kept out, nothing is lost, and it can be taken back.
+//! Failing over to a point, with the real programs: the source is kept out, nothing is lost, it can be taken back, and the volumes
+//! can be used meanwhile.
 
+use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use scratch::{LoopDisk, run};
+use scratch::{FileSystem, LoopDisk, Mount, run};
 use seawall_tests::root;
 use seawall_tests::system::{Part, System, program};
 use serde_json::Value;
@@ -32,9 +34,13 @@ fn write(disk: &LoopDisk, at: u64, byte: u8) -> anyhow::Result<Vec<u8>> {
 
 /// `seawall failover`, what it answers.
 fn failover(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
+    asked(system, &[&["failover"], arguments, &["--yes", "--json"]].concat())
+}
+
+/// A command of the operator, what it answers.
+fn asked(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
     let mut command = Command::new(program("seawall")?);
-    command.arg("failover").args(arguments).arg("--dir").arg(system.dir().join("seawall"));
-    let output = command.args(["--yes", "--json"]).output()?;
+    let output = command.args(arguments).arg("--dir").arg(system.dir().join("seawall")).output()?;
     let answer: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     match answer["error"].as_str() {
@@ -124,5 +130,167 @@ fn kernel_a_failover_keeps_the_source_out_until_it_is_cancelled() -> anyhow::Res
     })?;
     ensure!(restored(&system, &disk, chosen)? == third);
     failover(&system, &["cancel"]).expect_err("it was committed");
+    system.stop(Part::Agent)
+}
+
+/// An export as a disk of this machine, with the file system on it.
+struct Used {
+    mount: Option<Mount>,
+    disk: Option<LoopDisk>,
+    fuse: Child,
+    dir: PathBuf,
+}
+
+impl Used {
+    fn new(socket: &str, volume: &str, dir: &Path) -> anyhow::Result<Used> {
+        std::fs::create_dir(dir)?;
+        let uri = format!("nbd+unix:///{volume}?socket={socket}");
+        let fuse = Command::new("nbdfuse").arg(dir).arg(uri).stdin(Stdio::null()).spawn();
+        let fuse = fuse.context("run nbdfuse; `cargo xtask test` installs it")?;
+        let mut used = Used { mount: None, disk: None, fuse, dir: dir.to_owned() };
+        let file = dir.join("nbd");
+        wait_until("nbdfuse shows the export", || Ok(file.exists()))?;
+        let disk = used.disk.insert(LoopDisk::attach(&file, 512)?);
+        used.mount = Some(Mount::new(disk.device(), &dir.with_extension("mnt"), "rw")?);
+        Ok(used)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.mount.as_ref().expect("it is mounted").point().join(name)
+    }
+
+    /// Unmounts it and checks the file system.
+    fn end(mut self) -> anyhow::Result<()> {
+        self.mount.take().context("it is mounted")?.unmount()?;
+        FileSystem::Ext4.check(self.disk.as_ref().context("it is attached")?.device())
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        drop(self.mount.take());
+        drop(self.disk.take());
+        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.dir).stderr(Stdio::null()).status();
+        if self.fuse.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = self.fuse.kill();
+        }
+        let _ = self.fuse.wait();
+    }
+}
+
+/// `seawall export` of the promoted disk, and the export's number.
+fn export(system: &System, disk: &LoopDisk, socket: &Path) -> anyhow::Result<u64> {
+    let name = name(disk);
+    let arguments = [name.as_str(), "--promoted", "--socket", text(socket), "--detach"];
+    let answer = system.operator("export", &arguments)?;
+    ensure!(answer["export"]["promoted"] == true, "{answer}");
+    answer["export"]["id"].as_u64().context("the export's number")
+}
+
+/// The source is lost; its file system goes on at the target, through a kill of the target server in the middle of writing, until
+/// it is decided to go back.
+#[test]
+fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyhow::Result<()> {
+    if !root("kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let disk = LoopDisk::create(&dir.path().join("disk.img"), 64 * MIB as u64)?;
+    FileSystem::Ext4.make(disk.device())?;
+    let mut system = System::init(&[disk.device()], 200)?;
+    system.start_all()?;
+    {
+        let source = Mount::new(disk.device(), &dir.path().join("source"), "rw")?;
+        std::fs::write(source.point().join("before"), vec![7; 3 * MIB])?;
+        source.unmount()?;
+    }
+    run("blockdev", &["--flushbufs", text(disk.device())])?;
+    let before = std::fs::read(disk.device())?;
+    let point = system.wait_for_now()?;
+
+    let sockets = tempfile::tempdir()?;
+    let place = text(sockets.path());
+    let over = failover(&system, &["start", "--point", &point.to_string(), "--promote", "--export", place])?;
+    println!("from the command to the running export: {} ms", over["took_ms"]);
+    let socket = sockets.path().join(format!("{}.sock", name(&disk)));
+    ensure!(over["uris"].as_array().is_some_and(|uris| uris.len() == 1) && socket.exists(), "{over}");
+    ensure!(group(&system)?["state"] == "promoted", "{over}");
+    let refused = failover(&system, &["cancel"]).expect_err("it is promoted").to_string();
+    ensure!(refused.contains("demote"), "{refused}");
+
+    let used = Used::new(text(&socket), &name(&disk), &dir.path().join("first"))?;
+    ensure!(std::fs::read(used.file("before"))? == vec![7; 3 * MIB]);
+    let mut kept = Vec::new();
+    for round in 0..20_u8 {
+        let path = used.file(&format!("kept-{round}"));
+        let content = vec![round + 1; 150_000 + usize::from(round) * 1000];
+        std::fs::write(&path, &content)?;
+        std::fs::File::open(&path)?.sync_all()?;
+        kept.push((format!("kept-{round}"), content));
+    }
+    // Within a write, as a power cut of the target would come: some of it is there, nothing of it is promised.
+    let busy = used.file("busy");
+    let writer = std::thread::spawn(move || {
+        let mut file = std::fs::File::create(busy)?;
+        for round in 0..400_u32 {
+            file.write_all(&vec![round as u8; 100_000])?;
+            if round % 10 == 0 {
+                file.sync_data()?;
+            }
+        }
+        std::io::Result::Ok(())
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    system.kill(Part::TargetServer)?;
+    let _ = writer.join();
+    drop(used);
+
+    system.start(Part::TargetServer)?;
+    wait_until("the target server is back", || {
+        Ok(group(&system).is_ok_and(|state| state["state"] == "promoted"))
+    })?;
+    for turn in ["second", "third"] {
+        let again = sockets.path().join(format!("{turn}.sock"));
+        let id = export(&system, &disk, &again)?;
+        let used = Used::new(text(&again), &name(&disk), &dir.path().join(turn))?;
+        for (name, content) in &kept {
+            ensure!(
+                std::fs::read(used.file(name))? == *content,
+                "{name} was synced, and is another one ({turn})"
+            );
+        }
+        std::fs::write(used.file(turn), turn)?;
+        kept.push((turn.to_owned(), turn.as_bytes().to_vec()));
+        let state = group(&system)?;
+        ensure!(state["promoted"]["open"] == 1, "{state}");
+        let refused = failover(&system, &["demote"]).expect_err("it is exported").to_string();
+        ensure!(refused.contains("seawall export list"), "{refused}");
+        used.end()?;
+        asked(&system, &["export", "stop", &id.to_string(), "--json"])?;
+    }
+
+    // What the source does meanwhile does not arrive; what was written is a point, and is given up when that is wanted.
+    let after = write(&disk, 40 * MIB as u64, 9)?;
+    failover(&system, &["demote"])?;
+    let state = group(&system)?;
+    ensure!(
+        state["state"] == "failed-over" && state["failover"]["written_bytes"].as_u64() > Some(MIB as u64),
+        "{state}"
+    );
+    let newest = state["newest_point"]["epoch"].as_u64().context("the newest point")?;
+    let copy = dir.path().join("copy.img");
+    std::fs::write(&copy, restored(&system, &disk, newest)?)?;
+    {
+        let copy = LoopDisk::attach(&copy, 512)?;
+        let mount = Mount::new(copy.device(), &dir.path().join("copy"), "ro")?;
+        for (name, content) in &kept {
+            ensure!(std::fs::read(mount.point().join(name))? == *content, "{name} at the point");
+        }
+        mount.unmount()?;
+    }
+    ensure!(restored(&system, &disk, point)? == before, "the point from before is what it was");
+    failover(&system, &["cancel"])?;
+    let back = system.wait_for_now()?;
+    ensure!(restored(&system, &disk, back)? == after, "replication goes on where it was");
     system.stop(Part::Agent)
 }

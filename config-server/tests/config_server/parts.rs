@@ -193,6 +193,7 @@ fn target_group(group: GroupId, age: Option<Duration>) -> TargetGroup {
         applied: Epoch(if age.is_some() { 7 } else { 0 }),
         applied_cut_time: age.map_or(UnixNanos(0), cut),
         failover: None,
+        promoted: None,
         oldest_point: point.clone(),
         points: u64::from(point.is_some()),
         newest_point: point,

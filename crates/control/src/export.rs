@@ -20,6 +20,9 @@ pub struct ExportRequest {
     /// With overlays that take writes; the replica does not change.
     #[serde(default)]
     pub writable: bool,
+    /// The volumes of a promoted group as they are now, for writing; what is written stays. The point does not count then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub promoted: bool,
     /// What each overlay may hold at most; without it the server's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_limit: Option<ByteCount>,
@@ -55,8 +58,11 @@ pub struct ExportInfo {
     pub volumes: Vec<VolumeSummary>,
     /// Where it listens; a port of 0 has become a real one.
     pub place: ExportPlace,
-    /// Whether it takes writes.
+    /// Whether it takes writes into overlays.
     pub writable: bool,
+    /// Whether it takes writes that stay; the point is then the newest when it began.
+    #[serde(default)]
+    pub promoted: bool,
     /// Whether it goes on without its operator.
     pub detached: bool,
     /// Who asked for it.

@@ -25,7 +25,7 @@ pub use export::{
     ExportInfo, ExportPlace, ExportRequest, ExportsReply, VIEW_HASH_BYTES, VIEW_HASH_UNIT, VIEW_RANGES_MAX,
     ViewRange,
 };
-pub use failover::{FailoverInfo, FailoverReply, FailoverStep};
+pub use failover::{FailoverInfo, FailoverReply, FailoverStep, PromotedInfo};
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
 pub use resync::{ResyncReason, ResyncStage, ResyncStatus, ResyncWhen};
 pub use retain::{DamagedRange, DeleteReply, PinInfo, PinReply, ScrubFinding, ScrubProgressInfo, ScrubReply};

@@ -263,6 +263,7 @@ mod tests {
                     point: PointSelector::Latest,
                     place: crate::ExportPlace::Socket("/run/x".into()),
                     writable: true,
+                    promoted: false,
                     overlay_limit: None,
                     detach: false,
                 }),
@@ -299,6 +300,29 @@ mod tests {
                     step: FailoverStep::Start(PointSelector::Epoch(Epoch(7))),
                 },
                 format!(r#"{{"request":"failover","group":"{group}","step":{{"start":"7"}}}}"#),
+            ),
+            (
+                OperatorRequest::Export(ExportRequest {
+                    group,
+                    volumes: Vec::new(),
+                    point: PointSelector::Latest,
+                    place: crate::ExportPlace::Beside,
+                    writable: false,
+                    promoted: true,
+                    overlay_limit: None,
+                    detach: true,
+                }),
+                format!(
+                    r#"{{"request":"export","group":"{group}","volumes":[],"point":"latest","place":"beside","writable":false,"promoted":true,"detach":true}}"#
+                ),
+            ),
+            (
+                OperatorRequest::Failover { group, step: FailoverStep::Promote },
+                format!(r#"{{"request":"failover","group":"{group}","step":"promote"}}"#),
+            ),
+            (
+                OperatorRequest::Failover { group, step: FailoverStep::Demote },
+                format!(r#"{{"request":"failover","group":"{group}","step":"demote"}}"#),
             ),
             (
                 OperatorRequest::Failover { group, step: FailoverStep::Cancel },

@@ -154,6 +154,10 @@ states! {
     FailedOver "failed-over" Notice
         "Its volumes are what they were at a chosen point, and nothing is taken from the source until that is committed or cancelled."
         "Commit the failover, or cancel it."
+    /// Failed over, and written.
+    Promoted "promoted" Notice
+        "Its volumes are written at the target, and nothing is taken from a source."
+        "Nothing while the volumes are used; to go on with another source, end the exports and demote the group."
     /// Stopping.
     Stopping "stopping" Notice
         "It was told to stop, and is finishing what it has begun."
@@ -196,7 +200,7 @@ mod tests {
         let codes: Vec<&str> = StateCode::ALL.iter().map(|state| state.code()).collect();
         let golden = "unknown starting idle waiting-for-agent initial-copy replicating catching-up resync capture-limited \
                       capture-failed source-failed unreachable unauthenticated unauthorised fenced version-mismatch \
-                      cache-full target-full store-failed corrupt gap superseded behind misconfigured failed-over stopping";
+                      cache-full target-full store-failed corrupt gap superseded behind misconfigured failed-over promoted stopping";
         assert_eq!(codes.join(" "), golden);
         for state in StateCode::ALL {
             let json = serde_json::to_string(state).unwrap();

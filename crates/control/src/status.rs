@@ -3,7 +3,7 @@ use std::fmt;
 use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Bottleneck, ExportInfo, FailoverInfo, PointInfo, ResyncStatus, StateCode};
+use crate::{Bottleneck, ExportInfo, FailoverInfo, PointInfo, PromotedInfo, ResyncStatus, StateCode};
 
 /// How the writes of a volume are being captured now, from best to worst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -290,6 +290,9 @@ pub struct TargetGroup {
     /// Failed over, and neither committed nor cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failover: Option<FailoverInfo>,
+    /// Its volumes are written at the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<PromotedInfo>,
     /// The newest recovery point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_point: Option<PointInfo>,
@@ -409,6 +412,7 @@ mod tests {
             applied: Epoch(4),
             applied_cut_time: UnixNanos(1),
             failover: None,
+            promoted: None,
             newest_point: Some(point),
             oldest_point: None,
             points: 1,

@@ -1,7 +1,7 @@
 use std::fmt;
 
-use block::{ByteCount, ByteOffset, Extent};
-use replica::{ReplicaError, View};
+use block::{BLOCK_BYTES, ByteCount, ByteOffset, Extent};
+use replica::{PromotedVolume, ReplicaError, View};
 
 /// Why a disk did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,51 @@ impl Disk for View {
 
     fn next_data(&self, offset: ByteOffset) -> Result<Option<Extent>, DiskError> {
         Ok(View::next_data(self, offset)?)
+    }
+}
+
+/// A promoted group's volume is a disk whose writes stay.
+impl Disk for PromotedVolume {
+    fn size(&self) -> ByteCount {
+        PromotedVolume::size(self)
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: ByteOffset) -> Result<(), DiskError> {
+        Ok(PromotedVolume::read_at(self, buffer, offset)?)
+    }
+
+    fn next_data(&self, offset: ByteOffset) -> Result<Option<Extent>, DiskError> {
+        Ok(PromotedVolume::next_data(self, offset)?)
+    }
+
+    fn write_at(&self, data: &[u8], offset: ByteOffset) -> Result<(), DiskError> {
+        Ok(PromotedVolume::write_at(self, data, offset)?)
+    }
+
+    /// Space is not reserved: every write takes room in the journal anyway, and is refused when there is none.
+    fn zero(&self, extent: Extent, _reserve: bool) -> Result<(), DiskError> {
+        Ok(PromotedVolume::zero(self, extent)?)
+    }
+
+    fn trim(&self, extent: Extent) -> Result<(), DiskError> {
+        let start = extent.offset().0.next_multiple_of(BLOCK_BYTES);
+        let end = match extent.end().0 {
+            end if end == PromotedVolume::size(self).0 => end,
+            end => end / BLOCK_BYTES * BLOCK_BYTES,
+        };
+        match Extent::new(ByteOffset(start), ByteCount(end.saturating_sub(start))) {
+            Ok(whole) => Ok(PromotedVolume::zero(self, whole)?),
+            // No whole block lies in it.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        Ok(PromotedVolume::flush(self)?)
     }
 }
 

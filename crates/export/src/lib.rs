@@ -1,7 +1,7 @@
 //! A recovery point as a disk that any tool can use: the network block device protocol (NBD), and overlays to write to.
 //!
 //! ```text
-//! client -> channel (socket, TLS) -> negotiation (options) -> session (requests) -> disk: view, or overlay on a view
+//! client -> channel (socket, TLS) -> negotiation (options) -> session (requests) -> disk: view, overlay on a view, or promoted volume
 //! ```
 //!
 //! The protocol is the public one (github.com/NetworkBlockDevice/nbd, doc/proto.md): fixed newstyle negotiation, structured

@@ -34,6 +34,10 @@ impl From<DiskError> for Failure {
     fn from(error: DiskError) -> Failure {
         let errno = match &error {
             DiskError::NoSpace(_) => errno::NO_SPACE,
+            DiskError::Replica(error) if error.is_retryable() => {
+                tracing::warn!(%error, "write to an exported disk");
+                errno::NO_SPACE
+            }
             DiskError::ReadOnly => errno::PERMISSION,
             DiskError::PastEnd { .. } => errno::INVALID,
             DiskError::Replica(_) | DiskError::Overlay { .. } => {

@@ -74,6 +74,41 @@ pub enum ReplicaError {
         /// The one that was asked for.
         asked: Generation,
     },
+    /// Its volumes are written here.
+    #[error(
+        "the replica of {group:?} is promoted: its volumes are written here; `seawall failover demote` ends that, and has to \
+         come first"
+    )]
+    Promoted {
+        /// The group.
+        group: GroupId,
+    },
+    /// It is to be promoted first.
+    #[error("the replica of {group:?} is not promoted; `seawall failover promote` does it, after a failover")]
+    NotPromoted {
+        /// The group.
+        group: GroupId,
+    },
+    /// A volume of it is open for writing.
+    #[error(
+        "demote the replica of {group:?}: its volumes are exported ({open} of them are open); `seawall export list` shows by \
+         whom, end that first"
+    )]
+    PromotedInUse {
+        /// The group.
+        group: GroupId,
+        /// How many, each as often as it is open.
+        open: usize,
+    },
+    /// Its source may go on.
+    #[error(
+        "promote the replica of {group:?}: it is not failed over, or a source has sent something since; fail over first, so that \
+         there are never two sides that write"
+    )]
+    NotFailedOver {
+        /// The group.
+        group: GroupId,
+    },
     /// Somebody looks at a point that would go.
     #[error("point {epoch} of {group:?} is being read or exported; end that first")]
     InUse {

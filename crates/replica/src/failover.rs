@@ -19,7 +19,7 @@
 //!
 //! | at the same time | |
 //! |---|---|
-//! | apply | of any generation is refused until it is committed |
+//! | apply | of any generation is refused until it is committed, and while it is promoted |
 //! | views | go on; at a point of the new generation they keep it from being cancelled |
 //! | thin, delete, scrub | refused, or wait until it is committed or cancelled |
 
@@ -92,6 +92,15 @@ impl GroupReplica {
         Some((failover, complete))
     }
 
+    /// What has been written since a failover was complete, by epochs that cancelling would take back.
+    pub fn written_since_failover(&self) -> ByteCount {
+        let shared = self.core.shared.read();
+        let Some(failover) = shared.failover else { return ByteCount::ZERO };
+        // The epochs that put back are no points, but for the last.
+        let points = shared.points().filter(|layer| layer.epoch() > failover.ended).skip(1);
+        points.map(|layer| layer.header.meta.written.saturating_add(layer.header.meta.zeroed)).sum()
+    }
+
     /// Makes the images what they were at a point, in a new generation; nothing of the old one is taken any more. What a volume has
     /// got behind the size that it had at the point stays, and so does a volume that was not there.
     ///
@@ -114,6 +123,9 @@ impl GroupReplica {
         let views = self.views_at(point, &volumes)?;
         let failover = {
             let mut writer = self.writer.lock();
+            if self.core.shared.read().promoted {
+                return Err(ReplicaError::Promoted { group });
+            }
             self.roll_back_unfinished(&mut writer)?;
             match (writer.state.failover, writer.state.generation) {
                 (Some(pending), Some(known)) if (pending.point, known) == (point, generation) => pending,
@@ -263,6 +275,7 @@ impl GroupReplica {
         if !complete {
             return Err(ReplicaError::FailoverPending { group, point: pending.point });
         }
+        self.mark_own(&writer.state)?;
         let state = State { failover: None, ..writer.state.clone() };
         self.write_state(&mut writer, state)?;
         Ok(writer.state.generation.expect("a failover names one"))
@@ -271,13 +284,16 @@ impl GroupReplica {
     /// Takes a failover back: the newest state of the old generation is the newest again, and its epochs are taken.
     ///
     /// # Errors
-    /// When none is pending, or somebody looks at a point of the new generation: nothing changed.
+    /// When none is pending, it is promoted, or somebody looks at a point of the new generation: nothing changed.
     pub fn cancel_failover(&self) -> Result<Generation, ReplicaError> {
         let group = self.core.group;
         let _upkeep = self.core.upkeep.lock();
         let _checksums = self.core.checksums.lock();
         let mut writer = self.writer.lock();
         self.core.check_poison()?;
+        if self.core.shared.read().promoted {
+            return Err(ReplicaError::Promoted { group });
+        }
         let Some(failover) = writer.state.failover else { return Err(ReplicaError::NoFailover { group }) };
         let outcome = self.cancel_locked(&mut writer, failover);
         if let Err(error @ (ReplicaError::Io { .. } | ReplicaError::Corrupt { .. })) = &outcome {
@@ -340,7 +356,7 @@ impl GroupReplica {
     }
 
     /// Writes the state and what all see of it.
-    fn write_state(&self, writer: &mut Writer, state: State) -> Result<(), ReplicaError> {
+    pub(crate) fn write_state(&self, writer: &mut Writer, state: State) -> Result<(), ReplicaError> {
         if let Err(error) = writer.state_file.write(&state, &self.core.dir) {
             self.core.poison(error.to_string());
             return Err(error);

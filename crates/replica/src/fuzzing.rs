@@ -13,6 +13,7 @@ use durable::{CrashStorage, OpenMode, RecordFile, Storage, StorageFile};
 use crate::bytes::{get_u16, get_u32, put};
 use crate::image::{DataCursor, Image};
 use crate::layer::{Entry, Header, Layer, LayerWriter, Meta, Scratch, file_name};
+use crate::promoted::{journal, marker};
 use crate::span::{SpanHeader, SpanRecord};
 use crate::state::State;
 use crate::tree::{
@@ -94,6 +95,103 @@ pub fn pins_seeds() -> Vec<Vec<u8>> {
     let pin = crate::Pin { label, pinned: UnixNanos(5), expires: Some(UnixNanos(9)) };
     let plain = crate::Pin { label: None, expires: None, ..pin.clone() };
     seeds([pins::encode(GROUP, &[(Epoch(3), pin), (Epoch(7), plain)].into())])
+}
+
+/// Whether a group is promoted.
+pub fn promoted(data: &[u8]) {
+    let Some((way, mut bytes)) = split(data) else { return };
+    if way & 1 == 1 {
+        put_within(&mut bytes, 16, &GROUP.0);
+        sealed(&mut bytes, b"SEAWPROM", 1);
+    }
+    if let Ok(found) = marker::Marker::decode(&bytes, GROUP) {
+        assert_eq!(marker::Marker::decode(&found.encode(GROUP), GROUP), Ok(found));
+    }
+}
+
+/// What [`promoted()`] begins with.
+pub fn promoted_seeds() -> Vec<Vec<u8>> {
+    let marker =
+        marker::Marker { promoted: true, generation: GENERATION, own: Epoch(9), since: UnixNanos(5) };
+    seeds([
+        marker.encode(GROUP).to_vec(),
+        marker::Marker { promoted: false, ..marker }.encode(GROUP).to_vec(),
+    ])
+}
+
+/// What was written to a promoted group.
+pub fn journal(data: &[u8]) {
+    let Some((way, mut bytes)) = split(data) else { return };
+    if way & 1 == 1 {
+        mend_journal(&mut bytes);
+    }
+    let Ok(Some(header)) = journal::Header::decode(&bytes) else { return };
+    assert_eq!(journal::Header::decode(&header.encode()), Ok(Some(header)));
+    let read = |buffer: &mut [u8], at: u64| {
+        let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok::<_, ()>(length)
+    };
+    let mut again = header.encode().to_vec();
+    let mut end = header.end();
+    let found = journal::read_records(&header, read, |record| {
+        let (head, behind) = journal::encode_record(&record, end);
+        again.extend_from_slice(&head);
+        if let journal::Payload::Data(data) = record.payload {
+            again.extend_from_slice(data);
+        }
+        end = behind;
+        Ok(())
+    });
+    assert_eq!(found, Ok(end));
+    // What lies between the fields is not read.
+    assert_eq!(again.len() as u64, end.length);
+    assert_eq!(again[journal::HEADER_BYTES..], bytes[journal::HEADER_BYTES..again.len()]);
+}
+
+/// Puts the right checksums where records seem to be.
+fn mend_journal(bytes: &mut [u8]) {
+    if bytes.len() < journal::HEADER_BYTES {
+        return;
+    }
+    put(bytes, 0, b"SEAWJRNL");
+    put(bytes, 8, &journal::VERSION.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..60]);
+    put(bytes, 60, &crc.to_le_bytes());
+    let mut chain = crc32c::crc32c(&bytes[..journal::HEADER_BYTES]);
+    let mut at = journal::HEADER_BYTES;
+    while at + journal::RECORD_BYTES <= bytes.len() {
+        let length = if bytes[at + 32] == 1 { get_u32(bytes, at + 24) as usize } else { 0 };
+        let data = at + journal::RECORD_BYTES;
+        if length > bytes.len() - data {
+            return;
+        }
+        chain = crc32c::crc32c_append(chain, &bytes[at..at + 36]);
+        chain = crc32c::crc32c_append(chain, &bytes[data..data + length]);
+        put(bytes, at + 36, &chain.to_le_bytes());
+        at = data + length;
+    }
+}
+
+/// What [`journal()`] begins with.
+pub fn journal_seeds() -> Vec<Vec<u8>> {
+    let previous = journal::End { length: 900, chain: 7 };
+    let header = journal::Header { group: GROUP, generation: GENERATION, epoch: Epoch(9), previous };
+    let mut bytes = header.encode().to_vec();
+    let mut end = header.end();
+    for payload in
+        [journal::Payload::Data(&[7; 600]), journal::Payload::Zeroes(1 << 40), journal::Payload::Data(b"x")]
+    {
+        let (head, behind) =
+            journal::encode_record(&journal::Record { volume: VOLUME, offset: 512, payload }, end);
+        bytes.extend_from_slice(&head);
+        if let journal::Payload::Data(data) = payload {
+            bytes.extend_from_slice(data);
+        }
+        end = behind;
+    }
+    seeds([header.encode().to_vec(), bytes])
 }
 
 /// The list of damaged blocks.
@@ -485,6 +583,8 @@ mod tests {
             (pins_seeds(), |bytes| sealed(bytes, b"SEAWPINS", 1), pins),
             (damaged_seeds(), |bytes| sealed(bytes, b"SEAWBADB", 1), damaged),
             (state_seeds(), |bytes| sealed(bytes, b"SEAWREPL", 2), state),
+            (promoted_seeds(), |bytes| sealed(bytes, b"SEAWPROM", 1), promoted),
+            (journal_seeds(), mend_journal, journal),
         ] {
             for seed in seeds {
                 run(&seed);

@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use block::{ByteCount, ByteOffset, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use changeset::{Changeset, Payload, VolumeInfo};
 use durable::{Storage, fault_point};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::delta::{Change, Content, Delta, ranges};
 use crate::image::{DataCursor, Image, Place};
 use crate::layer::{Layer, LayerWriter, Meta, Scratch};
+use crate::promoted::Promoted;
 use crate::recover::{self, OpenReport};
 use crate::shared::{Core, image_path};
 use crate::state::{State, StateFile, VolumeState};
@@ -72,6 +73,8 @@ pub struct GroupReplica {
     pub(crate) core: Arc<Core>,
     pub(crate) options: Options,
     pub(crate) writer: Mutex<Writer>,
+    /// While its volumes are written here.
+    pub(crate) promoted: RwLock<Option<Arc<Promoted>>>,
 }
 
 pub(crate) struct Writer {
@@ -125,7 +128,13 @@ impl GroupReplica {
             leftovers: Vec::new(),
             busy: false,
         };
-        let replica = GroupReplica { core: Arc::new(opened.core), options, writer: Mutex::new(writer) };
+        let replica = GroupReplica {
+            core: Arc::new(opened.core),
+            options,
+            writer: Mutex::new(writer),
+            promoted: RwLock::default(),
+        };
+        replica.open_promoted()?;
         Ok((replica, opened.report))
     }
 
@@ -144,9 +153,12 @@ impl GroupReplica {
     /// read in between from the images is of that generation's history.
     ///
     /// # Errors
-    /// When a failover is pending, or it follows another generation: nothing that this source sends or asks counts.
+    /// When a failover is pending, it is promoted, or it follows another generation: nothing that this source sends or asks counts.
     pub fn standing(&self, generation: Generation) -> Result<Standing, ReplicaError> {
         let (group, shared) = (self.core.group, self.core.shared.read());
+        if shared.promoted {
+            return Err(ReplicaError::Promoted { group });
+        }
         if let Some(failover) = shared.failover {
             return Err(ReplicaError::FailoverPending { group, point: failover.point });
         }
@@ -226,6 +238,9 @@ impl GroupReplica {
 
     pub(crate) fn apply_delta(&self, delta: &Delta<'_>) -> Result<Applied, ReplicaError> {
         let mut writer = self.writer.lock();
+        if self.core.shared.read().promoted {
+            return Err(ReplicaError::Promoted { group: self.core.group });
+        }
         if let Some(failover) = writer.state.failover {
             return Err(ReplicaError::FailoverPending { group: self.core.group, point: failover.point });
         }

@@ -8,6 +8,8 @@
 //! <data>/<group id>/catalogue                      what the layers' headers say; derived
 //! <data>/<group id>/damaged                        blocks of images that scrubbing found damaged
 //! <data>/<group id>/pins                           points that do not go
+//! <data>/<group id>/promoted                       whether its volumes are written here
+//! <data>/<group id>/journal/<epoch>.journal        what was written here and is not applied yet
 //! <data>/<group id>/checksums                      as of which epoch the following are; derived
 //! <data>/<group id>/volumes/<volume id>/checksums  of the image's blocks; derived
 //! <data>/<group id>/volumes/<volume id>/replica.img  the newest state, a sparse raw image
@@ -33,6 +35,7 @@ mod pace;
 mod pins;
 mod points;
 mod policy;
+mod promoted;
 mod recent;
 mod recover;
 mod retention;
@@ -59,6 +62,7 @@ pub use pace::Pace;
 pub use pins::Pin;
 pub use points::{Point, PointsSummary, VolumeStatus};
 pub use policy::{Policy, PolicyError, RULES_MAX, parse_span};
+pub use promoted::{PromotedStatus, PromotedVolume};
 pub use recover::{DamagedLayer, OpenReport};
 pub use retention::{Retention, SPACE_WARNING_PERCENT};
 pub use scrub::{Finding, ScrubProgress, ScrubReport};

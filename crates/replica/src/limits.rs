@@ -46,6 +46,14 @@ pub const POINTS_MAX: usize = 262_144;
 pub const CHECKSUM_EPOCHS: u64 = 16;
 /// Put back by one epoch of a failover, and held in memory meanwhile.
 pub const FAILOVER_EPOCH_BYTES: ByteCount = ByteCount(small_in_tests(64 << 20, 8 << 10) as u64);
+/// Written to a promoted group and held in memory until it is applied. There are two of them; when both are full, writes wait.
+pub const PROMOTED_FOLD_BYTES_MAX: ByteCount = ByteCount(small_in_tests(64 << 20, 64 << 10) as u64);
+/// From this much on it is applied without waiting for its time.
+pub const PROMOTED_CUT_BYTES: ByteCount = ByteCount(small_in_tests(16 << 20, 48 << 10) as u64);
+/// The longest journal of what was written. Past it, it is applied, though memory would hold more.
+pub const PROMOTED_JOURNAL_BYTES_MAX: ByteCount = ByteCount(small_in_tests(256 << 20, 256 << 10) as u64);
+/// Data of one record of such a journal. A longer write takes several.
+pub const JOURNAL_RECORD_BYTES_MAX: u64 = small_in_tests(1 << 20, 16 << 10) as u64;
 /// Read at once of an image that is scrubbed.
 pub const SCRUB_CHUNK_BYTES: ByteCount = ByteCount::mib(1);
 /// Damaged blocks of one image that are listed. Where there are more, all behind them count as damaged.

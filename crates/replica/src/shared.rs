@@ -1,6 +1,6 @@
 //! What apply, views and work in the background share: the list of layers, the images, who looks at what.
 //!
-//! Lock order: [`Core::upkeep`], [`Core::checksums`], [`Core::pinning`], the writer's, a view's, [`Core::building`], [`Shared`]. [`Shared`] is never held
+//! Lock order: the promoted volumes', [`Core::upkeep`], [`Core::checksums`], [`Core::pinning`], the writer's, a view's, [`Core::building`], [`Shared`]. [`Shared`] is never held
 //! across I/O.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) generation: Option<Generation>,
     /// Neither committed nor cancelled.
     pub(crate) failover: Option<Failover>,
+    /// Its volumes are written here. Changed with the writer's lock held.
+    pub(crate) promoted: bool,
     pub(crate) applied: Epoch,
     pub(crate) cut_time: UnixNanos,
     pub(crate) floor: Epoch,

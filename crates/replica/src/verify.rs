@@ -11,6 +11,8 @@ use durable::{OpenMode, Storage, StorageFile};
 
 use crate::error::Context;
 use crate::layer::{Entry, Layer, file_name};
+use crate::promoted::journal;
+use crate::promoted::marker::Marker;
 use crate::recover::{check_layer, layer_files, lock};
 use crate::shared::{layers_dir, spans_dir};
 use crate::state::{State, StateFile};
@@ -113,6 +115,43 @@ pub struct LayerFindings {
     pub bytes: ByteCount,
 }
 
+/// Whether it is promoted, and what was written and is not applied yet.
+fn promoted(
+    storage: &dyn Storage,
+    dir: &Path,
+    state: &State,
+    report: &mut Report,
+) -> Result<(), ReplicaError> {
+    let promoted = match Marker::read(storage, dir, state.group) {
+        Ok(marker) => marker.is_some_and(|marker| marker.promoted),
+        Err(error @ ReplicaError::Corrupt { .. }) => {
+            report.problems.push(error.to_string());
+            return Ok(());
+        }
+        Err(other) => return Err(other),
+    };
+    let journals = journal::dir(dir);
+    for epoch in journal::list(storage, &journals)? {
+        let path = journal::path(&journals, epoch);
+        if epoch <= state.applied {
+            report.notes.push(format!("{}: a leftover; opening removes it", path.display()));
+            continue;
+        }
+        if !promoted {
+            report.problems.push(format!("{}: of a group that is not promoted", path.display()));
+            continue;
+        }
+        match journal::check(storage, &path)? {
+            Ok((writes, torn)) => report.notes.push(format!(
+                "{}: {writes} writes that are not applied yet, and {torn} bytes that a crash has torn; opening applies what counts",
+                path.display()
+            )),
+            Err(problem) => report.problems.push(format!("{}: {problem}", path.display())),
+        }
+    }
+    Ok(())
+}
+
 /// Reads the state, every layer and every image of the replica in `dir` (`<data>/<group id>`) and checks every checksum.
 /// Changes nothing.
 ///
@@ -192,6 +231,7 @@ pub fn verify(storage: &dyn Storage, dir: &Path) -> Result<Report, ReplicaError>
     if let Err(error) = pins::read(storage, dir, state.group) {
         report.problems.push(error.to_string());
     }
+    promoted(storage, dir, &state, &mut report)?;
     spans(storage, dir, &mut report)?;
     if storage.exists(&catalogue::path(dir)).context("look for", &catalogue::path(dir))? {
         match catalogue::check(storage, dir, state.group, state.generation) {

@@ -124,6 +124,7 @@ pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<Exit> {
         point: options.point,
         place: ExportPlace::Beside,
         writable: true,
+        promoted: false,
         overlay_limit: options.limit,
         detach: false,
     };

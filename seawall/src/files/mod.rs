@@ -167,6 +167,7 @@ pub(crate) async fn run(options: &FilesOptions) -> anyhow::Result<()> {
         point: common.point,
         place: ExportPlace::Beside,
         writable: true,
+        promoted: false,
         overlay_limit: None,
         detach: false,
     };

@@ -28,6 +28,7 @@ pub(super) async fn restore(options: &RestoreOptions) -> anyhow::Result<Done> {
         point: options.point,
         place: ExportPlace::Beside,
         writable: false,
+        promoted: false,
         overlay_limit: None,
         detach: false,
     };

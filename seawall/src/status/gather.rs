@@ -357,6 +357,7 @@ pub(crate) mod tests {
             applied: Epoch(7),
             applied_cut_time: ago(3),
             failover: None,
+            promoted: None,
             newest_point: Some(point(7, 3)),
             oldest_point: Some(point(2, 500)),
             points: 6,

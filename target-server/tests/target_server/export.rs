@@ -24,6 +24,7 @@ fn request(point: PointSelector, place: ExportPlace) -> ExportRequest {
         point,
         place,
         writable: false,
+        promoted: false,
         overlay_limit: None,
         detach: false,
     }

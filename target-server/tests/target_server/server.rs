@@ -405,6 +405,7 @@ async fn renewed_credentials_count_without_a_restart() {
         point: PointSelector::Latest,
         place: control::ExportPlace::Beside,
         writable: false,
+        promoted: false,
         overlay_limit: None,
         detach: true,
     });

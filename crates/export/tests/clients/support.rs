@@ -8,7 +8,7 @@ use block::{ByteCount, ByteOffset, Consistency, Epoch, Extent, Generation, Group
 use changeset::{Changeset, Fold, GroupKey, Level, Opener, SealOptions, Stamp, VolumeInfo, seal};
 use durable::RealStorage;
 use export::{Disk, Export, Exported, Overlay, Place, Security, Space};
-use replica::{GroupReplica, Options};
+use replica::{GroupReplica, Options, Pace, PromotedVolume};
 
 const GROUP: GroupId = GroupId([5; 16]);
 const VOLUME: VolumeId = VolumeId([6; 16]);
@@ -24,7 +24,7 @@ pub(crate) enum At {
 
 pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
-    replica: GroupReplica,
+    replica: Arc<GroupReplica>,
     older: Vec<u8>,
     newest: Vec<u8>,
 }
@@ -33,7 +33,7 @@ impl Lab {
     pub(crate) fn new() -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
-        let replica = GroupReplica::open(Arc::new(RealStorage), &data, GROUP, Options::default()).unwrap().0;
+        let replica = Arc::new(open(&data));
         let mut content = vec![0; SIZE as usize];
         let mut write = |fold: &mut Fold, offset: usize, length: usize, seed: u64| {
             let bytes = noise(length, seed);
@@ -88,11 +88,34 @@ impl Lab {
         Arc::new(self.replica.view(VOLUME, epoch).unwrap())
     }
 
+    pub(crate) fn view_at(&self, epoch: Epoch) -> Arc<dyn Disk> {
+        Arc::new(self.replica.view(VOLUME, epoch).unwrap())
+    }
+
     /// A writable disk.
     pub(crate) fn overlay(&self, at: At, limit: ByteCount) -> Arc<Overlay> {
         let dir = self.path("overlays");
         let space = Space::in_dir(self.dir.path(), limit);
         Arc::new(Overlay::create(&RealStorage, &dir, "1", self.view(at), space).unwrap())
+    }
+
+    /// The volume of the group, which is failed over to the older point and promoted.
+    pub(crate) fn promoted(&self) -> Arc<PromotedVolume> {
+        if self.replica.promoted().is_none() {
+            self.replica.fail_over(Epoch(1), Generation(9), &Pace::unbounded()).unwrap();
+            self.replica.promote().unwrap();
+        }
+        Arc::new(self.replica.promoted_volume(VOLUME).unwrap())
+    }
+
+    /// Opened anew, as by another process. Nobody may use the old one any more.
+    pub(crate) fn reopened(self) -> Lab {
+        drop(Arc::into_inner(self.replica).expect("nobody else has it"));
+        Lab { replica: Arc::new(open(&self.dir.path().join("data"))), ..self }
+    }
+
+    pub(crate) fn replica(&self) -> &Arc<GroupReplica> {
+        &self.replica
     }
 
     /// Serves a disk on a socket.
@@ -101,6 +124,10 @@ impl Lab {
         let export = start(disk, Place::Socket(socket.clone()), Security::Open);
         Served { uri: format!("nbd+unix:///sda?socket={}", socket.display()), socket, export }
     }
+}
+
+fn open(data: &Path) -> GroupReplica {
+    GroupReplica::open(Arc::new(RealStorage), data, GROUP, Options::default()).unwrap().0
 }
 
 pub(crate) fn start(disk: Arc<dyn Disk>, place: Place, security: Security) -> Export {

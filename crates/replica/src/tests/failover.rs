@@ -6,10 +6,10 @@ use durable::CrashStorage;
 use super::model::{GENERATION, Model, Steps, check_view, dir, open, volume_id};
 use crate::{FailedOver, GroupReplica, Maintained, Pace, ReplicaError, verify};
 
-const SECTORS: [u64; 2] = [160, 50];
-const NEXT: Generation = Generation(GENERATION.0 + 1);
+pub(crate) const SECTORS: [u64; 2] = [160, 50];
+pub(crate) const NEXT: Generation = Generation(GENERATION.0 + 1);
 
-fn history(storage: &CrashStorage, seed: u64, epochs: u64) -> (GroupReplica, Model, Steps) {
+pub(crate) fn history(storage: &CrashStorage, seed: u64, epochs: u64) -> (GroupReplica, Model, Steps) {
     let (mut model, mut steps) = (Model::default(), Steps(seed));
     let (replica, _) = open(storage, 1000).unwrap();
     for number in 0..epochs {
@@ -25,17 +25,17 @@ fn history(storage: &CrashStorage, seed: u64, epochs: u64) -> (GroupReplica, Mod
     (replica, model, steps)
 }
 
-fn chosen(model: &Model, steps: &mut Steps) -> Epoch {
+pub(crate) fn chosen(model: &Model, steps: &mut Steps) -> Epoch {
     let points: Vec<Epoch> = model.points.keys().copied().collect();
     points[steps.below(points.len() as u64) as usize]
 }
 
-fn fail_over(replica: &GroupReplica, point: Epoch) -> Result<FailedOver, ReplicaError> {
+pub(crate) fn fail_over(replica: &GroupReplica, point: Epoch) -> Result<FailedOver, ReplicaError> {
     replica.fail_over(point, NEXT, &Pace::unbounded())
 }
 
 /// The history goes on from a point: what the volumes have behind their size then, they keep.
-fn gone_on(model: &Model, replica: &GroupReplica, point: Epoch) -> Model {
+pub(crate) fn gone_on(model: &Model, replica: &GroupReplica, point: Epoch) -> Model {
     let mut after = model.clone();
     after.epoch = replica.applied().1;
     let (consistency, images) = model.points[&point].clone();
@@ -47,7 +47,7 @@ fn gone_on(model: &Model, replica: &GroupReplica, point: Epoch) -> Model {
 }
 
 /// What one generation sends is refused, and changes nothing.
-fn is_refused(replica: &GroupReplica, model: &Model, steps: &mut Steps, generation: Generation) {
+pub(crate) fn is_refused(replica: &GroupReplica, model: &Model, steps: &mut Steps, generation: Generation) {
     let before = replica.applied();
     let mut model = model.clone();
     let mut made = model.step(&steps.step(Consistency::Crash, &SECTORS, 3, 9));
@@ -57,6 +57,7 @@ fn is_refused(replica: &GroupReplica, model: &Model, steps: &mut Steps, generati
     let right = match &refused {
         ReplicaError::FailoverPending { .. } => pending,
         ReplicaError::WrongGeneration { .. } => !pending,
+        ReplicaError::Promoted { .. } => replica.promoted().is_some(),
         _ => false,
     };
     assert!(right && replica.applied() == before, "{refused}");

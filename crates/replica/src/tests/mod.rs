@@ -7,6 +7,7 @@ mod failover;
 mod faults;
 mod golden;
 mod model;
+mod promoted;
 mod random;
 mod refusals;
 mod retain;
