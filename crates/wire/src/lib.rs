@@ -3,7 +3,7 @@
 //! A connection is made by [`connect`] or accepted by a [`Listener`]; both sides then know who the other is, as the
 //! local [`authority`] wrote it into the certificate ([`Identity`]). What follows is either a delivery of changesets
 //! ([`Sender`], [`Receiver`]), one request of an operator ([`Operator`], [`Operation`]), a comparison of what both ends
-//! hold ([`Comparison`]), or a measurement of the way between them ([`measure`], [`Measurement`]).
+//! hold ([`Comparison`]), or a measurement of the way between them ([`measure()`], [`Measurement`]).
 //!
 //! The bytes are in docs/formats/wire.md.
 

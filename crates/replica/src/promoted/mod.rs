@@ -20,7 +20,7 @@
 //!   its first damaged record.
 //! - Retries: without space a write is refused and changes nothing, and an epoch waits in its journal. Any other failure of storage
 //!   poisons.
-//! - Memory: two folds of [`PROMOTED_FOLD_BYTES_MAX`]. When one is being applied and the other is full, writers wait: they are as fast
+//! - Memory: two folds of [`crate::PROMOTED_FOLD_BYTES_MAX`]. When one is being applied and the other is full, writers wait: they are as fast
 //!   as the storage is.
 
 mod fold;
