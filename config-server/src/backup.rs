@@ -242,7 +242,8 @@ fn verify(path: &Path) -> anyhow::Result<u64> {
     let mut hash = blake3::Hasher::new();
     let mut rows = 0;
     let mut first = true;
-    for line in lines_of(path)? {
+    let mut lines = lines_of(path)?;
+    while let Some(line) = lines.next() {
         let line = line?;
         ensure!(line.ends_with(b"\n"), "it ends in the middle of a line; the backup is not whole");
         let value: Value = serde_json::from_slice(&line).context("a line is not JSON")?;
@@ -263,6 +264,11 @@ fn verify(path: &Path) -> anyhow::Result<u64> {
                 "its checksum is wrong; it was changed or damaged"
             );
             ensure!(value["rows"].as_u64() == Some(rows), "it has {rows} rows, its last line says otherwise");
+            // What follows would be restored, and nothing speaks for it.
+            ensure!(
+                lines.next().is_none(),
+                "there is something behind its last line; it was changed or damaged"
+            );
             return Ok(rows);
         } else if value["table"].is_string() {
             rows += 1;
@@ -275,6 +281,48 @@ fn verify(path: &Path) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever is changed, cut off, doubled or added: it is refused, and nothing panics.
+    #[test]
+    fn a_backup_that_was_changed_is_refused() {
+        let mut whole =
+            format!("{{\"magic\":{MAGIC:?},\"version\":{VERSION},\"schema\":{}}}\n", schema_version());
+        whole += "{\"authority\":\"key.pem\",\"text\":\"secret\"}\n";
+        for row in 0..9 {
+            whole += &format!("{{\"table\":\"users\",\"row\":{{\"id\":\"u{row}\",\"created\":{row}}}}}\n");
+        }
+        let hash = blake3::hash(whole.as_bytes()).to_hex();
+        whole += &format!("{{\"rows\":9,\"blake3\":\"{hash}\"}}\n");
+        let whole = whole.into_bytes();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fleet.backup");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            verify(&path)
+        };
+        assert_eq!(read(&whole).unwrap(), 9);
+        for length in 0..whole.len() {
+            read(&whole[..length]).unwrap_err();
+        }
+        for bit in 0..whole.len() * 8 {
+            let mut changed = whole.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            read(&changed).unwrap_err();
+        }
+        let lines: Vec<&[u8]> = whole.split_inclusive(|byte| *byte == b'\n').collect();
+        for place in 0..lines.len() {
+            let (mut without, mut twice) = (lines.clone(), lines.clone());
+            without.remove(place);
+            twice.insert(place, lines[place]);
+            read(&without.concat()).unwrap_err();
+            read(&twice.concat()).unwrap_err();
+        }
+        // A row behind the checksum.
+        read(&[&whole[..], lines[2]].concat()).unwrap_err();
+        for odd in ["[]\n", "null\n", "{}\n", "\n", "{\"blake3\":\"\"}\n"] {
+            read(odd.as_bytes()).unwrap_err();
+        }
+    }
 
     /// A column that a migration adds must be in every backup.
     #[tokio::test]
