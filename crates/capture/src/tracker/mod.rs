@@ -58,8 +58,9 @@ pub const TRACKER_LANE_BYTES_MAX: ByteCount = ByteCount::mib(64);
 const READ_RETRY_PAUSE_NS: u64 = 1_000_000_000;
 /// Samples of (position, time) kept to date a cut that lags; past it the oldest is dropped, and a cut is dated earlier.
 const SAMPLES_MAX: usize = 4096;
-/// When the bits have been found clear so often although the count says otherwise, they are counted again.
-const COUNT_AGAIN_AFTER: u32 = 1000;
+/// When the bits have been found clear for so long although the count says otherwise, they are counted again. What is counted and not
+/// set yet takes microseconds.
+const COUNT_AGAIN_NS: u64 = 50_000_000;
 /// Captured writes that are in flight for longer count as missed, so that a drain need not wait for a slow disk, nor for a
 /// write whose completion the programs did not see.
 const GRACE_NS_MAX: u64 = 500_000_000;
@@ -121,8 +122,8 @@ pub struct Tracker<T, D> {
     undated_until: RingPosition,
     drained: ByteCount,
     losses: u64,
-    /// How often nothing was found dirty although the count said otherwise.
-    miscounted: u32,
+    /// Since when nothing is found dirty although the count says otherwise.
+    miscounted: Option<UnixNanos>,
     pace: Pace,
     /// When it was last asked to advance.
     now: UnixNanos,
@@ -178,7 +179,7 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
             undated_until: produced,
             drained: ByteCount::ZERO,
             losses: 0,
-            miscounted: 0,
+            miscounted: None,
             pace: Pace::default(),
             now,
             outgrown: None,
@@ -323,7 +324,11 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     let folded = self.reads == 0 && self.landed.is_empty() && self.comparing.is_over();
                     #[cfg(feature = "model")]
                     let folded = folded || (self.rounds_overlap && self.reads == 0);
-                    if self.tap.dirty_at_most() == 0 || now < self.retry_at || !folded {
+                    if self.tap.dirty_at_most() == 0 {
+                        self.miscounted = None;
+                        return moved;
+                    }
+                    if now < self.retry_at || !folded {
                         return moved;
                     }
                     let wanted = self.comparer.as_mut().map_or(Some(false), |comparer| comparer.is_wanted());
@@ -338,7 +343,7 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                                 suspect.iter().for_each(|granule| self.tap.trust(volume, granule));
                                 suspects.push(Bitmap::empty(suspect.granules()));
                             }
-                            // Nobody knows yet whether there is something to compare with.
+                            // They wait until they may be compared.
                             None => {
                                 suspect.iter().for_each(|granule| bits.remove(granule));
                                 suspects.push(suspect);
@@ -346,19 +351,12 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                         }
                         dirty.push(bits);
                     }
-                    if wanted.is_none() && dirty.iter().all(Bitmap::is_empty) {
-                        return moved;
-                    }
                     if dirty.iter().all(Bitmap::is_empty) {
-                        // Counted, but its bit is not set yet; or counted twice when the bits were last counted.
-                        self.miscounted += 1;
-                        if self.miscounted >= COUNT_AGAIN_AFTER {
-                            self.miscounted = 0;
-                            self.tap.count_again();
+                        if wanted.is_some() || suspects.iter().all(Bitmap::is_empty) {
+                            self.count_again(now);
                         }
                         return moved;
                     }
-                    self.miscounted = 0;
                     self.tap.begin_grace();
                     Round::InFlight { dirty, suspects, since: now }
                 }
@@ -411,6 +409,16 @@ impl<T: Tap, D: Disk> Tracker<T, D> {
                     Round::Reading { dirty, suspects, volume, next: end }
                 }
             };
+        }
+    }
+
+    /// Nothing is dirty, but something counts as dirty: its bit is not set yet, or it was counted twice when the bits were last
+    /// counted. The latter would keep all epochs from being points.
+    fn count_again(&mut self, now: UnixNanos) {
+        let since = *self.miscounted.get_or_insert(now);
+        if now.0.saturating_sub(since.0) >= COUNT_AGAIN_NS {
+            self.miscounted = None;
+            self.tap.count_again();
         }
     }
 

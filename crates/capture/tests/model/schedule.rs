@@ -185,15 +185,19 @@ struct Way {
 struct SimComparer {
     shared: Shared,
     way: Arc<Mutex<Way>>,
-    /// Calls until it is known whether there is something to compare with.
-    unknown: u32,
+    /// Calls with something suspect until it is compared, since nothing was; and how many of them there are each time.
+    waits: u32,
+    wait: u32,
     questions_max: usize,
 }
 
 impl Comparer for SimComparer {
     fn is_wanted(&mut self) -> Option<bool> {
-        self.unknown = self.unknown.saturating_sub(1);
-        (self.unknown == 0).then_some(true)
+        // As an agent's: while nothing is suspect no comparison runs.
+        let world = self.shared.lock();
+        let suspect = world.volumes.iter().any(|volume| volume.suspect != 0);
+        self.waits = if suspect { self.waits.saturating_sub(1) } else { self.wait };
+        (suspect && self.waits == 0).then_some(true)
     }
 
     fn digest(&self, _volume: VolumeIndex, granule: Granule, data: &[u8]) -> GranuleDigest {
@@ -380,12 +384,12 @@ impl Model {
         }
         self.way = Arc::default();
         let mut world = self.shared.lock();
-        let (unknown, questions_max) = (world.rng.below(4) as u32 * 20 + 1, world.rng.between(1, 4));
+        let (wait, questions_max) = (world.rng.below(4) as u32 * 20 + 1, world.rng.between(1, 4));
         drop(world);
         let (shared, way) = (self.shared.clone(), self.way.clone());
         // The number of the last epoch may be one that an earlier agent gave.
         self.as_of = self.epoch;
-        self.tracker.compare_with(Box::new(SimComparer { shared, way, unknown, questions_max }));
+        self.tracker.compare_with(Box::new(SimComparer { shared, way, waits: wait, wait, questions_max }));
     }
 
     /// The replica answers what it can by now.
