@@ -5,17 +5,17 @@
 //! 64 GiB (sparse), after which the same 64 MiB had changed. The ratio is of the small one's time to the large one's.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use block::{ByteCount, ByteOffset, Consistency, Epoch, Generation};
 use changeset::{Fold, Level, Opener, SealOptions, Stamp, seal};
 use durable::RealStorage;
 use export::{Export, Exported, Place, Security};
 use replica::{GroupReplica, Options, Pace};
-use seawall_benches::disk::{IMAGE_BYTES, fill};
+use seawall_benches::disk::fill;
+use seawall_benches::nbd::{self, Qemu};
 use seawall_benches::{Pair, compare, data, result};
 
 /// Written in one turn.
@@ -23,16 +23,6 @@ const WRITTEN_BYTES: u64 = 16 << 20;
 /// What had changed since the point, by epochs.
 const CHANGED_BYTES: u64 = 64 << 20;
 const NEXT: Generation = Generation(1 << 20);
-
-/// Ended when dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn main() -> anyhow::Result<()> {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
@@ -50,11 +40,8 @@ fn main() -> anyhow::Result<()> {
     }
     result("promoted_failover", 1.0 / times[1], "failovers/s of 64 GiB", 1.0 / times[0])?;
 
-    for program in ["qemu-nbd", "fio"] {
-        if Command::new(program).arg("--version").output().is_err() {
-            println!("promoted: NOT MEASURED: {program} is not installed (`cargo xtask test` installs it)");
-            return Ok(());
-        }
+    if !nbd::is_possible("promoted") {
+        return Ok(());
     }
     let (replica, _) =
         GroupReplica::open(Arc::new(RealStorage), &dir.path().join("own"), data::GROUP, Options::default())?;
@@ -77,11 +64,11 @@ fn main() -> anyhow::Result<()> {
         })
     };
     let theirs = sockets.path().join("qemu.sock");
-    let _server = serve_with_qemu(&raw, &theirs)?;
+    let _server = Qemu::serve(&raw, &theirs, false)?;
     let mut turn = 0;
     compare("promoted_write4k", WRITTEN_BYTES, || {
         turn += 1;
-        let write = |socket: &Path| client(socket, turn).expect("fio writes");
+        let write = |socket: &Path| write(socket, turn).expect("fio writes");
         if turn % 2 == 0 {
             let subject = write(&ours);
             Pair { subject, limit: write(&theirs) }
@@ -135,40 +122,10 @@ fn fail_over(dir: &Path, socket: &Path, size: ByteCount) -> anyhow::Result<Durat
     Ok(took)
 }
 
-fn serve_with_qemu(image: &Path, socket: &Path) -> anyhow::Result<Server> {
-    let mut command = Command::new("qemu-nbd");
-    command.args(["--persistent", "--format=raw", "--shared=16", "--socket"]).arg(socket);
-    let mut server = Server(command.arg(image).stdin(Stdio::null()).spawn().context("run qemu-nbd")?);
-    while !socket.exists() {
-        ensure!(server.0.try_wait()?.is_none(), "qemu-nbd ended");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(server)
-}
-
 /// Writes with fio; how long its writing took. `seed`: other places each time.
-fn client(socket: &Path, seed: u64) -> anyhow::Result<Duration> {
-    let mut command = Command::new("fio");
-    command.args([
-        "--name=write",
-        "--ioengine=nbd",
-        "--output-format=json",
-        "--thread",
-        "--rw=randwrite",
-        "--bs=4k",
-    ]);
-    command.args(["--iodepth=16", "--fsync=16", "--norandommap", "--refill_buffers"]);
-    command.arg(format!("--randseed={seed}"));
-    command.arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
-    command.arg(format!("--io_size={WRITTEN_BYTES}")).arg(format!("--size={IMAGE_BYTES}"));
-    let output = command.output().context("run fio")?;
-    ensure!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
-    // Its engine talks before the report.
-    let text = String::from_utf8_lossy(&output.stdout);
-    let report: serde_json::Value =
-        serde_json::from_str(&text[text.find('{').context("a report of fio")?..])?;
-    let written = &report["jobs"][0]["write"];
-    ensure!(written["io_bytes"].as_u64() == Some(WRITTEN_BYTES), "fio wrote {}", written["io_bytes"]);
-    let ms = written["runtime"].as_f64().context("the time fio took")?;
-    Ok(Duration::from_secs_f64(ms / 1000.0))
+fn write(socket: &Path, seed: u64) -> anyhow::Result<Duration> {
+    let places = format!("--randseed={seed}");
+    let kind =
+        ["--rw=randwrite", "--bs=4k", "--iodepth=16", "--fsync=16", "--norandommap", "--refill_buffers"];
+    nbd::fio(socket, &[&kind[..], &[&places]].concat(), WRITTEN_BYTES)
 }

@@ -11,6 +11,7 @@ mod compare;
 pub mod data;
 pub mod disk;
 pub mod fleet;
+pub mod nbd;
 pub mod site;
 mod way;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -54,6 +54,16 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
 
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// What a command answered with `--json`, unless it is an error.
+fn answer(output: &Output) -> anyhow::Result<Value> {
+    let answer: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    match answer["error"].as_str() {
+        Some(error) => bail!("{error}"),
+        None => Ok(answer),
+    }
 }
 
 impl System {
@@ -378,12 +388,7 @@ impl System {
             .arg(self.socket())
             .args(arguments)
             .output()?;
-        let said: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-        match said["error"].as_str() {
-            Some(error) => bail!("{error}"),
-            None => Ok(said),
-        }
+        answer(&output)
     }
 
     /// What the target says of a point.
@@ -446,22 +451,73 @@ impl System {
         self.wait_for_points("a point from now", |_| false).map(|_| 0)
     }
 
-    /// Bytes that the running agent has read from its disks, as it says from now on.
+    /// What the process server was told by the running agent, from now on.
     ///
     /// # Errors
-    /// When it says nothing within 30 s.
-    pub fn drained(&self) -> anyhow::Result<u64> {
+    /// When it is told nothing within 30 s.
+    pub fn report(&self) -> anyhow::Result<Value> {
         let now = block::UnixNanos::now().0;
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
             let status = self.operator("status", &[])?;
             let report = &status["process_server"]["groups"][0]["report"];
             if report["time"].as_u64() > Some(now) {
-                return report["volumes"][0]["drained_total"].as_u64().context("drained_total in a report");
+                return Ok(report.clone());
             }
             ensure!(Instant::now() < limit, "no new report in {status}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Bytes that the running agent has read from its disks, as it says from now on.
+    ///
+    /// # Errors
+    /// As [`System::report`].
+    pub fn drained(&self) -> anyhow::Result<u64> {
+        self.report()?["volumes"][0]["drained_total"].as_u64().context("drained_total in a report")
+    }
+
+    /// `[resync]` of the agent: hours that begin in two hours, whatever the time is.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn close_hours(&self) -> anyhow::Result<()> {
+        let hour = (block::UnixNanos::now().0 / 1_000_000_000 / 3600) % 24;
+        let text = format!(
+            "[resync]\ntime_zone = \"UTC\"\n[[resync.window]]\nfrom = \"{:02}:00\"\nto = \"{:02}:00\"\n",
+            (hour + 2) % 24,
+            (hour + 3) % 24
+        );
+        self.edit(Part::Agent, |config| config.replace("[resync]\nwindow = []\n", &text))
+    }
+
+    /// `seawall` with these arguments, `--dir` and `--json`: what it answers.
+    ///
+    /// # Errors
+    /// What it answers of the kind.
+    pub fn asked(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut command = Command::new(program("seawall")?);
+        command.args(arguments).arg("--json").arg("--dir").arg(self.dir.path().join("seawall"));
+        let output = command.output()?;
+        answer(&output)
+    }
+
+    /// `seawall failover` with these arguments.
+    ///
+    /// # Errors
+    /// As [`System::asked`].
+    pub fn failover(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        self.asked(&[&["failover"], arguments, &["--yes"]].concat())
+    }
+
+    /// What a volume is at a point.
+    ///
+    /// # Errors
+    /// As [`System::restore`].
+    pub fn restored(&self, volume: &str, point: u64) -> anyhow::Result<Vec<u8>> {
+        let out = self.dir.path().join("restored");
+        self.restore(volume, point, &out)?;
+        Ok(fs::read(out)?)
     }
 
     /// Restores a volume at a point to a file.

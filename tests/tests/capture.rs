@@ -12,13 +12,9 @@ use capture::Keep;
 use scratch::lanes::{Lane, Writers, check};
 use scratch::{FileSystem, LoopDisk, Mount, run};
 use seawall_tests::follower::{FollowOptions, Followed, Follower};
-use seawall_tests::root;
+use seawall_tests::{root, text};
 
 const MIB: u64 = 1 << 20;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
 
 fn identical(a: &Path, b: &Path) -> anyhow::Result<()> {
     run("cmp", &[text(a), text(b)]).map(drop)

@@ -12,17 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use scratch::postgres::{Bench, PG_BIN, Postgres, directory_of};
 use scratch::{FileSystem, LoopDisk, Mount, run};
-use seawall_tests::root;
 use seawall_tests::system::{Part, System};
+use seawall_tests::{root, text};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 /// Nothing here is a measurement; past this something hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
     let limit = Instant::now() + PATIENCE;

@@ -10,20 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use scratch::lanes::{Lane, Writers, check};
 use scratch::{FileSystem, LoopDisk, Mount, run};
-use seawall_tests::root;
 use seawall_tests::system::{Part, System, program};
+use seawall_tests::{name, root, text};
 
 const MIB: u64 = 1 << 20;
 /// Where the only partition of a partitioned disk begins.
 const PARTITION_BYTES: u64 = MIB;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
-
-fn name(device: &Path) -> String {
-    device.file_name().expect("a device has a name").to_string_lossy().into_owned()
-}
 
 /// A disk with a partition table and one partition, and the partition's device.
 fn partitioned(file: &Path, bytes: u64, sector_bytes: u32) -> anyhow::Result<(LoopDisk, PathBuf)> {

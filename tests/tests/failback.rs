@@ -1,34 +1,19 @@
 //! The way back, with the real programs: a disk that comes home is the starting replica, and only what differs moves.
 
 use std::fs::OpenOptions;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use scratch::{LoopDisk, run};
-use seawall_tests::root;
 use seawall_tests::system::{Part, System};
+use seawall_tests::{name, random, root, text};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 const GRANULE: u64 = 65536;
 const DISK: u64 = 96 * MIB;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
-
-fn name(device: &Path) -> String {
-    device.file_name().expect("a device has a name").to_string_lossy().into_owned()
-}
-
-fn random(bytes: u64) -> anyhow::Result<Vec<u8>> {
-    let mut data = vec![0; bytes as usize];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut data)?;
-    Ok(data)
-}
 
 /// Writes random data at some places, and gives the whole disk.
 fn write(disk: &LoopDisk, places: &[(u64, u64)]) -> anyhow::Result<Vec<u8>> {
@@ -59,52 +44,6 @@ fn differing(a: &[u8], b: &[u8]) -> u64 {
     granules.filter(|(a, b)| a != b).count() as u64 * GRANULE
 }
 
-fn failover(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
-    let (step, rest) = arguments.split_first().context("a step")?;
-    let mut all = vec!["--yes"];
-    all.extend(rest);
-    // `operator` puts its own arguments behind the first word.
-    let output = std::process::Command::new(seawall_tests::system::program("seawall")?)
-        .args(["failover", step, "--json", "--dir"])
-        .arg(system.dir().join("seawall"))
-        .args(all)
-        .output()?;
-    ensure!(output.status.success(), "seawall failover {step}: {}", String::from_utf8_lossy(&output.stdout));
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-/// What the process server was told of the running agent, from now on.
-fn report(system: &System) -> anyhow::Result<Value> {
-    let now = block::UnixNanos::now().0;
-    let limit = Instant::now() + Duration::from_secs(30);
-    loop {
-        let status = system.operator("status", &[])?;
-        let report = status["process_server"]["groups"][0]["report"].clone();
-        if report["time"].as_u64() > Some(now) {
-            return Ok(report);
-        }
-        ensure!(Instant::now() < limit, "no new report in {status}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn restored(system: &System, volume: &str, point: u64) -> anyhow::Result<Vec<u8>> {
-    let out = system.dir().join("restored");
-    system.restore(volume, point, &out)?;
-    Ok(std::fs::read(out)?)
-}
-
-/// No hours for resyncs: whoever protects a disk that came home does not want to wait for the night.
-fn closed_hours(system: &System) -> anyhow::Result<()> {
-    let hour = (block::UnixNanos::now().0 / 1_000_000_000 / 3600) % 24;
-    let text = format!(
-        "[resync]\ntime_zone = \"UTC\"\n[[resync.window]]\nfrom = \"{:02}:00\"\nto = \"{:02}:00\"\n",
-        (hour + 2) % 24,
-        (hour + 3) % 24
-    );
-    system.edit(Part::Agent, |config| config.replace("[resync]\nwindow = []\n", &text))
-}
-
 /// At most 1.1 times the granules that differ, and 0.1 % of the volume for the checksums.
 fn little_moved(report: &Value, differed: u64) -> anyhow::Result<()> {
     let sent = report["sent_bytes_total"].as_u64().context("bytes sent")?;
@@ -130,7 +69,8 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     let (a, disk_name) = (disk_a.device().to_owned(), name(disk_a.device()));
     let mut forward = System::init(&[&a], 200)?;
     forward.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
-    closed_hours(&forward)?;
+    // Whoever protects a disk that came home does not want to wait for the night.
+    forward.close_hours()?;
     forward.start_all()?;
     forward.wait_for_points("a first point", |points| !points.is_empty())?;
     let at_point = write(&disk_a, &[(3 * MIB, 200_000)])?;
@@ -139,14 +79,14 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     let lost = write(&disk_a, &[(10 * MIB, 700_000), (50 * MIB, 4096)])?;
     forward.wait_for_now()?;
     forward.kill(Part::Agent)?;
-    failover(&forward, &["start", "--point", &point.to_string()])?;
-    let committed = failover(&forward, &["commit"])?;
+    forward.failover(&["start", "--point", &point.to_string()])?;
+    let committed = forward.failover(&["commit"])?;
     ensure!(committed["generation"] == 2, "{committed}");
     let chosen = committed["point"]["epoch"].as_u64().context("the point")?;
 
     // B has the raw image, and writes to it.
     let image_b = dir.path().join("b.img");
-    std::fs::write(&image_b, restored(&forward, &disk_name, chosen)?)?;
+    std::fs::write(&image_b, forward.restored(&disk_name, chosen)?)?;
     let disk_b = LoopDisk::attach(&image_b, 512)?;
     ensure!(content(&disk_b)? == at_point);
     let at_b = write(&disk_b, &[(20 * MIB + 4096, 3 * MIB), (90 * MIB, 65536)])?;
@@ -159,15 +99,15 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     let name_b = name(disk_b.device());
     let adopt = format!("\n[[group.volume]]\nname = {name_b:?}\ndevice = {:?}\nadopt = true\n", text(&a));
     back.edit(Part::TargetServer, |text| format!("{text}{adopt}"))?;
-    closed_hours(&back)?;
+    back.close_hours()?;
     back.start_all()?;
     let points = back.wait_for_points("a point of B", |points| points.len() > 1)?;
     let first = *points.last().context("the newest point")?;
-    ensure!(restored(&back, &name_b, first)? == at_b, "A has what B has");
-    ensure!(restored(&back, &name_b, 1)? == lost, "what A wrote after the point is kept as it was found");
+    ensure!(back.restored(&name_b, first)? == at_b, "A has what B has");
+    ensure!(back.restored(&name_b, 1)? == lost, "what A wrote after the point is kept as it was found");
     let found = back.point_at_target(&1.into())?;
     ensure!(found["label"] == "as found" && found["pin"].is_object(), "{found}");
-    little_moved(&report(&back)?, differing(&lost, &at_b))?;
+    little_moved(&back.report()?, differing(&lost, &at_b))?;
 
     // B goes on meanwhile; then it is stopped, and its last state is A's.
     let last_at_b = write(&disk_b, &[(70 * MIB, 100_000)])?;
@@ -175,17 +115,17 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     let last = handed["epoch"].as_u64().context("the last point")?;
     ensure!(handed["equal"] == DISK && handed["different"] == 0, "{handed}");
     writable(&disk_b).expect_err("nothing writes to B's disk any more");
-    failover(&back, &["start", "--point", &last.to_string()])?;
-    failover(&back, &["commit"])?;
+    back.failover(&["start", "--point", &last.to_string()])?;
+    back.failover(&["commit"])?;
     back.stop(Part::Agent)?;
-    ensure!(restored(&back, &name_b, 1)? == lost && restored(&back, &name_b, last)? == last_at_b);
+    ensure!(back.restored(&name_b, 1)? == lost && back.restored(&name_b, last)? == last_at_b);
     back.stop(Part::TargetServer)?;
     back.stop(Part::ProcessServer)?;
     ensure!(content(&disk_a)? == last_at_b, "A's disk is B's, byte for byte");
 
     // A runs again, in the next generation, and is protected to B's replica as before.
-    failover(&forward, &["start", "--point", "latest"])?;
-    let again = failover(&forward, &["commit"])?;
+    forward.failover(&["start", "--point", "latest"])?;
+    let again = forward.failover(&["commit"])?;
     ensure!(again["generation"] == 3, "{again}");
     forward.edit(Part::Agent, |text| match text.contains("generation = ") {
         true => text.replace("generation = 1", "generation = 3"),
@@ -193,12 +133,12 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     })?;
     forward.start(Part::Agent)?;
     let home = forward.wait_for_now()?;
-    ensure!(restored(&forward, &disk_name, home)? == last_at_b, "B's replica follows A again");
-    ensure!(restored(&forward, &disk_name, point)? == at_point, "points from before stay");
-    little_moved(&report(&forward)?, differing(&at_point, &last_at_b))?;
+    ensure!(forward.restored(&disk_name, home)? == last_at_b, "B's replica follows A again");
+    ensure!(forward.restored(&disk_name, point)? == at_point, "points from before stay");
+    little_moved(&forward.report()?, differing(&at_point, &last_at_b))?;
     let latest = write(&disk_a, &[(MIB, 5000)])?;
     let newest = forward.wait_for_now()?;
-    ensure!(restored(&forward, &disk_name, newest)? == latest);
+    ensure!(forward.restored(&disk_name, newest)? == latest);
     forward.stop(Part::Agent)?;
     back.detach()?;
     forward.detach()
@@ -258,7 +198,7 @@ fn kernel_a_disk_is_handed_over_with_proof_or_not_at_all() -> anyhow::Result<()>
     let again = system.hand_over(&[]).expect_err("once is enough").to_string();
     ensure!(again.contains("already"), "{again}");
     let all = content(&disk)?;
-    ensure!(restored(&system, &disk_name, epoch)? == all, "the point is the disk");
+    ensure!(system.restored(&disk_name, epoch)? == all, "the point is the disk");
     ensure!(system.hand_over(&["--release"])?["answer"] == "released");
     write(&disk, &[(40 * MIB, 4096)]).context("it goes on")?;
     system.wait_for_now()?;
@@ -271,10 +211,10 @@ fn kernel_a_disk_is_handed_over_with_proof_or_not_at_all() -> anyhow::Result<()>
     let handed = system.hand_over(&[])?;
     ensure!(handed["different"] == GRANULE, "{handed}");
     let epoch = handed["epoch"].as_u64().context("the point")?;
-    failover(&system, &["start", "--point", &epoch.to_string()])?;
-    let committed = failover(&system, &["commit"])?;
+    system.failover(&["start", "--point", &epoch.to_string()])?;
+    let committed = system.failover(&["commit"])?;
     let newest = committed["point"]["epoch"].as_u64().context("the newest point")?;
-    ensure!(committed["changed_bytes"] == 0 && restored(&system, &disk_name, newest)? == content(&disk)?);
+    ensure!(committed["changed_bytes"] == 0 && system.restored(&disk_name, newest)? == content(&disk)?);
     system.hand_over(&["--release"])?;
     system.stop(Part::Agent)?;
     system.detach()

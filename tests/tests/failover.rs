@@ -7,21 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use scratch::{FileSystem, LoopDisk, Mount, run};
-use seawall_tests::root;
-use seawall_tests::system::{Part, System, program};
+use seawall_tests::system::{Part, System};
+use seawall_tests::{name, root, text};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
-
-fn name(disk: &LoopDisk) -> String {
-    disk.device().file_name().expect("a device has a name").to_string_lossy().into_owned()
-}
 
 /// Writes to the disk, and gives all of it.
 fn write(disk: &LoopDisk, at: u64, byte: u8) -> anyhow::Result<Vec<u8>> {
@@ -30,29 +22,6 @@ fn write(disk: &LoopDisk, at: u64, byte: u8) -> anyhow::Result<Vec<u8>> {
     file.sync_all()?;
     run("blockdev", &["--flushbufs", text(disk.device())])?;
     Ok(std::fs::read(disk.device())?)
-}
-
-/// `seawall failover`, what it answers.
-fn failover(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
-    asked(system, &[&["failover"], arguments, &["--yes", "--json"]].concat())
-}
-
-/// A command of the operator, what it answers.
-fn asked(system: &System, arguments: &[&str]) -> anyhow::Result<Value> {
-    let mut command = Command::new(program("seawall")?);
-    let output = command.args(arguments).arg("--dir").arg(system.dir().join("seawall")).output()?;
-    let answer: Value = serde_json::from_slice(&output.stdout)
-        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-    match answer["error"].as_str() {
-        Some(error) => bail!("{error}"),
-        None => Ok(answer),
-    }
-}
-
-fn restored(system: &System, disk: &LoopDisk, point: u64) -> anyhow::Result<Vec<u8>> {
-    let out = system.dir().join("restored");
-    system.restore(&name(disk), point, &out)?;
-    Ok(std::fs::read(out)?)
 }
 
 fn group(system: &System) -> anyhow::Result<Value> {
@@ -81,18 +50,24 @@ fn kernel_a_failover_keeps_the_source_out_until_it_is_cancelled() -> anyhow::Res
     let older = system.wait_for_now()?;
     let second = write(&disk, 6 * MIB as u64, 2)?;
     let newer = system.wait_for_now()?;
-    ensure!(restored(&system, &disk, older)? == first && restored(&system, &disk, newer)? == second);
+    ensure!(
+        system.restored(&name(disk.device()), older)? == first
+            && system.restored(&name(disk.device()), newer)? == second
+    );
     for (step, says) in [("commit", "nothing to commit"), ("cancel", "nothing to commit")] {
-        let refused = failover(&system, &[step]).expect_err("there is none").to_string();
+        let refused = system.failover(&[step]).expect_err("there is none").to_string();
         ensure!(refused.contains(says), "{refused}");
     }
 
-    let over = failover(&system, &["start", "--point", &older.to_string()])?;
+    let over = system.failover(&["start", "--point", &older.to_string()])?;
     let chosen = over["point"]["epoch"].as_u64().context("the new point")?;
     ensure!(chosen > newer && over["generation"] == 2, "{over}");
     ensure!(over["changed_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{over}");
-    ensure!(restored(&system, &disk, chosen)? == first, "the volume is what it was at the point");
-    ensure!(restored(&system, &disk, newer)? == second, "what came after it is not lost");
+    ensure!(
+        system.restored(&name(disk.device()), chosen)? == first,
+        "the volume is what it was at the point"
+    );
+    ensure!(system.restored(&name(disk.device()), newer)? == second, "what came after it is not lost");
     // The source goes on, and nothing of it arrives.
     let third = write(&disk, 7 * MIB as u64, 3)?;
     std::thread::sleep(Duration::from_secs(2));
@@ -105,16 +80,19 @@ fn kernel_a_failover_keeps_the_source_out_until_it_is_cancelled() -> anyhow::Res
     wait_until("the target server is back", || {
         Ok(group(&system).is_ok_and(|state| state["applied"] == chosen))
     })?;
-    ensure!(restored(&system, &disk, chosen)? == first);
+    ensure!(system.restored(&name(disk.device()), chosen)? == first);
 
-    failover(&system, &["cancel"])?;
+    system.failover(&["cancel"])?;
     let back = system.wait_for_now()?;
-    ensure!(restored(&system, &disk, back)? == third, "replication goes on where it was");
-    ensure!(restored(&system, &disk, newer)? == second && restored(&system, &disk, older)? == first);
+    ensure!(system.restored(&name(disk.device()), back)? == third, "replication goes on where it was");
+    ensure!(
+        system.restored(&name(disk.device()), newer)? == second
+            && system.restored(&name(disk.device()), older)? == first
+    );
 
     // For good: the source is fenced, also when its agent starts again.
-    failover(&system, &["start", "--point", "latest"])?;
-    let committed = failover(&system, &["commit"])?;
+    system.failover(&["start", "--point", "latest"])?;
+    let committed = system.failover(&["commit"])?;
     let chosen = committed["point"]["epoch"].as_u64().context("the newest point")?;
     write(&disk, 8 * MIB as u64, 4)?;
     for _ in 0..2 {
@@ -128,8 +106,8 @@ fn kernel_a_failover_keeps_the_source_out_until_it_is_cancelled() -> anyhow::Res
         let status = system.operator("status", &[])?;
         Ok(status.to_string().contains("generation"))
     })?;
-    ensure!(restored(&system, &disk, chosen)? == third);
-    failover(&system, &["cancel"]).expect_err("it was committed");
+    ensure!(system.restored(&name(disk.device()), chosen)? == third);
+    system.failover(&["cancel"]).expect_err("it was committed");
     system.stop(Part::Agent)
 }
 
@@ -180,7 +158,7 @@ impl Drop for Used {
 
 /// `seawall export` of the promoted disk, and the export's number.
 fn export(system: &System, disk: &LoopDisk, socket: &Path) -> anyhow::Result<u64> {
-    let name = name(disk);
+    let name = name(disk.device());
     let arguments = [name.as_str(), "--promoted", "--socket", text(socket), "--detach"];
     let answer = system.operator("export", &arguments)?;
     ensure!(answer["export"]["promoted"] == true, "{answer}");
@@ -210,15 +188,15 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
 
     let sockets = tempfile::tempdir()?;
     let place = text(sockets.path());
-    let over = failover(&system, &["start", "--point", &point.to_string(), "--promote", "--export", place])?;
+    let over = system.failover(&["start", "--point", &point.to_string(), "--promote", "--export", place])?;
     println!("from the command to the running export: {} ms", over["took_ms"]);
-    let socket = sockets.path().join(format!("{}.sock", name(&disk)));
+    let socket = sockets.path().join(format!("{}.sock", name(disk.device())));
     ensure!(over["uris"].as_array().is_some_and(|uris| uris.len() == 1) && socket.exists(), "{over}");
     ensure!(group(&system)?["state"] == "promoted", "{over}");
-    let refused = failover(&system, &["cancel"]).expect_err("it is promoted").to_string();
+    let refused = system.failover(&["cancel"]).expect_err("it is promoted").to_string();
     ensure!(refused.contains("demote"), "{refused}");
 
-    let used = Used::new(text(&socket), &name(&disk), &dir.path().join("first"))?;
+    let used = Used::new(text(&socket), &name(disk.device()), &dir.path().join("first"))?;
     ensure!(std::fs::read(used.file("before"))? == vec![7; 3 * MIB]);
     let mut kept = Vec::new();
     for round in 0..20_u8 {
@@ -252,7 +230,7 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
     for turn in ["second", "third"] {
         let again = sockets.path().join(format!("{turn}.sock"));
         let id = export(&system, &disk, &again)?;
-        let used = Used::new(text(&again), &name(&disk), &dir.path().join(turn))?;
+        let used = Used::new(text(&again), &name(disk.device()), &dir.path().join(turn))?;
         for (name, content) in &kept {
             ensure!(
                 std::fs::read(used.file(name))? == *content,
@@ -263,15 +241,15 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
         kept.push((turn.to_owned(), turn.as_bytes().to_vec()));
         let state = group(&system)?;
         ensure!(state["promoted"]["open"] == 1, "{state}");
-        let refused = failover(&system, &["demote"]).expect_err("it is exported").to_string();
+        let refused = system.failover(&["demote"]).expect_err("it is exported").to_string();
         ensure!(refused.contains("seawall export list"), "{refused}");
         used.end()?;
-        asked(&system, &["export", "stop", &id.to_string(), "--json"])?;
+        system.asked(&["export", "stop", &id.to_string()])?;
     }
 
     // What the source does meanwhile does not arrive; what was written is a point, and is given up when that is wanted.
     let after = write(&disk, 40 * MIB as u64, 9)?;
-    failover(&system, &["demote"])?;
+    system.failover(&["demote"])?;
     let state = group(&system)?;
     ensure!(
         state["state"] == "failed-over" && state["failover"]["written_bytes"].as_u64() > Some(MIB as u64),
@@ -279,7 +257,7 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
     );
     let newest = state["newest_point"]["epoch"].as_u64().context("the newest point")?;
     let copy = dir.path().join("copy.img");
-    std::fs::write(&copy, restored(&system, &disk, newest)?)?;
+    std::fs::write(&copy, system.restored(&name(disk.device()), newest)?)?;
     {
         let copy = LoopDisk::attach(&copy, 512)?;
         let mount = Mount::new(copy.device(), &dir.path().join("copy"), "ro")?;
@@ -288,9 +266,9 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
         }
         mount.unmount()?;
     }
-    ensure!(restored(&system, &disk, point)? == before, "the point from before is what it was");
-    failover(&system, &["cancel"])?;
+    ensure!(system.restored(&name(disk.device()), point)? == before, "the point from before is what it was");
+    system.failover(&["cancel"])?;
     let back = system.wait_for_now()?;
-    ensure!(restored(&system, &disk, back)? == after, "replication goes on where it was");
+    ensure!(system.restored(&name(disk.device()), back)? == after, "replication goes on where it was");
     system.stop(Part::Agent)
 }

@@ -9,19 +9,11 @@ use anyhow::{Context, ensure};
 use scratch::lanes::{Lane, Writers, check};
 use scratch::{FileSystem, LoopDisk, Mount, run};
 use seawall_tests::frozen::{Beat, StuckDisk};
-use seawall_tests::root;
 use seawall_tests::system::{Part, System};
+use seawall_tests::{name, root, text};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
-
-fn name(device: &Path) -> String {
-    device.file_name().expect("a device has a name").to_string_lossy().into_owned()
-}
 
 /// A mounted disk and a raw one, in one group.
 struct Site {

@@ -1,7 +1,6 @@
 //! Resync by checksum, with the real programs: what did not change is not sent.
 
 use std::fs::OpenOptions;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -9,24 +8,10 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use scratch::lanes::{Lane, Writers, check};
 use scratch::{LoopDisk, run};
-use seawall_tests::root;
 use seawall_tests::system::{Part, System, program};
+use seawall_tests::{name, random, root, text};
 
 const MIB: u64 = 1 << 20;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
-
-fn name(device: &Path) -> String {
-    device.file_name().expect("a device has a name").to_string_lossy().into_owned()
-}
-
-fn random(bytes: u64) -> anyhow::Result<Vec<u8>> {
-    let mut data = vec![0; bytes as usize];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut data)?;
-    Ok(data)
-}
 
 /// The agent is stopped and its tracking ended, as a reboot does.
 fn lose_tracking(system: &mut System) -> anyhow::Result<()> {
@@ -184,7 +169,7 @@ fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
     let disk = LoopDisk::attach(&image, 512)?;
     let mut system = System::init(&[disk.device()], 100)?;
     // What the scrub finds would be mended by itself: not now.
-    closed_hours(&system)?;
+    system.close_hours()?;
     system.start_all()?;
     let first = system.wait_for_now()?;
     ensure!(scrub(&system)? == serde_json::json!([]), "nothing is damaged yet");
@@ -235,17 +220,6 @@ fn kernel_a_resync_by_command_mends_the_replica() -> anyhow::Result<()> {
     }
 }
 
-/// `[resync]` of the agent: hours that begin in two hours, whatever the time is.
-fn closed_hours(system: &System) -> anyhow::Result<()> {
-    let hour = (block::UnixNanos::now().0 / 1_000_000_000 / 3600) % 24;
-    let text = format!(
-        "[resync]\ntime_zone = \"UTC\"\n[[resync.window]]\nfrom = \"{:02}:00\"\nto = \"{:02}:00\"\n",
-        (hour + 2) % 24,
-        (hour + 3) % 24
-    );
-    system.edit(Part::Agent, |config| config.replace("[resync]\nwindow = []\n", &text))
-}
-
 /// The resync that the agent's report shows, once it satisfies the condition.
 fn wait_for_resync(
     system: &System,
@@ -274,7 +248,7 @@ fn kernel_a_resync_waits_for_its_hours_or_a_command() -> anyhow::Result<()> {
     std::fs::write(&image, random(64 * MIB)?)?;
     let disk = LoopDisk::attach(&image, 512)?;
     let mut system = System::init(&[disk.device()], 100)?;
-    closed_hours(&system)?;
+    system.close_hours()?;
     // The first copy is none, and waits for nothing.
     system.start_all()?;
     let before = system.wait_for_now()?;

@@ -6,18 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use scratch::lanes::{Lane, Writers, check};
 use scratch::{FileSystem, LoopDisk, Mount, run};
-use seawall_tests::root;
 use seawall_tests::system::{Part, System, program};
+use seawall_tests::{name, root, text};
 
 const MIB: u64 = 1 << 20;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
-}
-
-fn name(device: &Path) -> String {
-    device.file_name().expect("a device has a name").to_string_lossy().into_owned()
-}
 
 /// A group of two disks: one with a file system, one written directly. One writer's lanes are on both.
 struct Source {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use block::{ByteOffset, Epoch};
 use export::Disk;
 
-use crate::support::{At, Lab, SIZE, installed, nbdsh, noise, run, text};
+use crate::support::{At, Lab, SIZE, installed, nbdsh, noise, run, text, write_and_read, written};
 
 fn whole(disk: &dyn Disk) -> Vec<u8> {
     let mut bytes = vec![0; disk.size().0 as usize];
@@ -37,39 +37,9 @@ fn what_qemu_writes_stays() {
     let lab = Lab::new();
     let mut expected = lab.content(At::Older).to_vec();
     let served = lab.serve(lab.promoted());
-    let commands = [
-        "write -P 0x5a 4k 64k",
-        "write -f -P 0x5b 1000k 3M",
-        "write -P 0x33 700 300",
-        "write -z 8k 8k",
-        "write -z -u 2M 1M",
-        "discard 3M 512k",
-        "flush",
-        "read -P 0x5a 4k 4k",
-        "read -P 0 8k 8k",
-        "read -P 0x5a 16k 52k",
-        "read -P 0 2M 1M",
-        "read -P 0 3M 512k",
-        "read -P 0x33 700 300",
-    ];
-    let mut arguments = vec!["-f", "raw"];
-    for command in &commands {
-        arguments.extend(["-c", command]);
-    }
-    arguments.push(&served.uri);
-    let output = run("qemu-io", &arguments);
-    assert!(!output.contains("Pattern verification failed") && !output.contains("error"), "{output}");
+    write_and_read(&served.uri);
     drop(served);
-    for (start, length, byte) in [
-        (4 << 10, 64 << 10, 0x5a),
-        (1000 << 10, 3 << 20, 0x5b),
-        (700, 300, 0x33),
-        (8 << 10, 8 << 10, 0),
-        (2 << 20, 1 << 20, 0),
-        (3 << 20, 512 << 10, 0),
-    ] {
-        expected[start..start + length].fill(byte);
-    }
+    written(&mut expected);
     let (older, newest) = (lab.content(At::Older).to_vec(), lab.content(At::Newest).to_vec());
     let lab = lab.reopened();
     assert!(whole(&*lab.promoted()) == expected, "opened again, before anything was cut");

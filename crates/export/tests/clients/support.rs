@@ -229,3 +229,44 @@ pub(crate) fn nbdsh(uri: &str, script: &str) -> Result<String, String> {
     );
     attempt("nbdsh", &["-c", &connect, "-c", script])
 }
+
+/// Writes, zeroes, discards and reads with qemu-io; what a disk holds after it is [`written`].
+pub(crate) fn write_and_read(uri: &str) {
+    let commands = [
+        "write -P 0x5a 4k 64k",
+        "write -f -P 0x5b 1000k 3M",
+        "write -P 0x33 700 300",
+        "write -z 8k 8k",
+        "write -z -u 2M 1M",
+        "discard 3M 512k",
+        "flush",
+        "read -P 0x5a 4k 4k",
+        "read -P 0 8k 8k",
+        "read -P 0x5a 16k 52k",
+        "read -P 0x5b 1000k 24k",
+        "read -P 0 2M 1M",
+        "read -P 0 3M 512k",
+        "read -P 0x33 700 300",
+    ];
+    let mut arguments = vec!["-f", "raw"];
+    for command in &commands {
+        arguments.extend(["-c", command]);
+    }
+    arguments.push(uri);
+    let output = run("qemu-io", &arguments);
+    assert!(!output.contains("Pattern verification failed") && !output.contains("error"), "{output}");
+}
+
+/// What [`write_and_read`] makes of a disk.
+pub(crate) fn written(disk: &mut [u8]) {
+    for (start, length, byte) in [
+        (4 << 10, 64 << 10, 0x5a),
+        (1000 << 10, 3 << 20, 0x5b),
+        (700, 300, 0x33),
+        (8 << 10, 8 << 10, 0),
+        (2 << 20, 1 << 20, 0),
+        (3 << 20, 512 << 10, 0),
+    ] {
+        disk[start..start + length].fill(byte);
+    }
+}
