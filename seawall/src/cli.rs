@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::boot::BootOptions;
 use crate::demo::DemoOptions;
 use crate::document::{CompletionsOptions, ManOptions};
+use crate::drill::DrillOptions;
 use crate::export::ExportOptions;
 use crate::failover::FailoverOptions;
 use crate::files::FilesOptions;
@@ -126,6 +127,8 @@ pub(crate) enum Command {
     Failover(FailoverOptions),
     /// Start a machine on a recovery point, in QEMU
     Boot(BootOptions),
+    /// Try a failover out: serve all volumes of groups at a point, writable, for a while; replication goes on
+    Drill(DrillOptions),
     /// Log in at a fleet's config server, for the commands below that speak to it
     Login(LoginOptions),
     /// Log out: delete the token that login made
@@ -181,6 +184,7 @@ impl Command {
             Command::Restore(options) => options.json,
             Command::Export(options) => options.json(),
             Command::Files(options) => options.common().json,
+            Command::Drill(options) => options.json(),
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Resync(options) => options.json,
             Command::HandOver(options) => options.json,

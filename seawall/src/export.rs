@@ -163,14 +163,11 @@ async fn start(options: &ExportStartOptions) -> anyhow::Result<()> {
         (None, None) => (ExportPlace::Beside, false),
     };
     let request = ExportRequest {
-        group,
-        volumes,
-        point: options.point.unwrap_or_default(),
-        place,
         writable: options.writable,
         promoted: options.promoted,
         overlay_limit: options.limit,
         detach: options.detach,
+        ..ExportRequest::new(group, volumes, options.point.unwrap_or_default(), place)
     };
     // Before anything is started, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
@@ -372,6 +369,8 @@ pub(crate) mod tests {
             detached: true,
             operator: "operator o".into(),
             since: UnixNanos(0),
+            drill: None,
+            until: None,
             connections: 2,
             read_bytes: ByteCount::mib(3),
             written_bytes: ByteCount(0),

@@ -193,14 +193,14 @@ async fn serve(
     dir: &Path,
 ) -> anyhow::Result<ExportInfo> {
     let request = ExportRequest {
-        group: group.group,
-        volumes: vec![volume.id],
-        point: PointSelector::Latest,
-        place: ExportPlace::Socket(dir.join(format!("{}.sock", volume.name.replace('/', "-")))),
-        writable: false,
         promoted: true,
-        overlay_limit: None,
         detach: true,
+        ..ExportRequest::new(
+            group.group,
+            vec![volume.id],
+            PointSelector::Latest,
+            ExportPlace::Socket(dir.join(format!("{}.sock", volume.name.replace('/', "-")))),
+        )
     };
     let held = servers.export(request).await.with_context(|| {
         format!(

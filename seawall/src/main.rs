@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod demo;
 mod document;
+mod drill;
 mod exit;
 mod export;
 mod failover;
@@ -93,6 +94,7 @@ fn start(cli: Cli) -> anyhow::Result<Exit> {
             Command::Export(options) => export::run(&options).await?,
             Command::Failover(options) => failover::run(&options).await?,
             Command::Boot(options) => return boot::run(&options).await,
+            Command::Drill(options) => drill::run(&options).await?,
             Command::Files(options) => files::run(&options).await?,
             Command::FilesInside { task } => {
                 return tokio::task::block_in_place(|| files::run_inside(&task));

@@ -1,12 +1,14 @@
 //! Exports of this server's points over NBD: started, listed and stopped by operators.
 //!
 //! An export holds a view of each of its volumes, so that the layers that it needs stay; and an overlay on each when it is
-//! writable. It ends when it is stopped, when the server stops, and, unless detached, when its operator's connection ends.
+//! writable. It ends when it is stopped, when its time is over, when the server stops, and, unless detached, when its operator's
+//! connection ends.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use block::{ByteCount, UnixNanos, VolumeId};
 use control::{
@@ -28,6 +30,9 @@ pub const EXPORTS_MAX: usize = 16;
 /// What an overlay may hold when nobody says otherwise. Past it the drill's writes fail.
 pub const OVERLAY_LIMIT_DEFAULT: ByteCount = ByteCount::gib(16);
 
+/// What a time limit may be. A longer one is refused; without one an export goes on until it is stopped.
+pub const EXPORT_TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// The exports of a server.
 pub(crate) struct Exports {
     tls: TlsSide,
@@ -46,6 +51,8 @@ struct Running {
     place: ExportPlace,
     operator: String,
     since: UnixNanos,
+    /// After so long it ends by itself.
+    lasts: Option<Duration>,
     export: Export,
     /// Becomes true when it is to end; whoever waits for its operator ends it.
     ended: watch::Sender<bool>,
@@ -68,6 +75,8 @@ impl Running {
             detached: self.request.detach,
             operator: self.operator.clone(),
             since: self.since,
+            drill: self.request.drill.clone(),
+            until: self.lasts.map(|lasts| UnixNanos(self.since.0.saturating_add(lasts.as_nanos() as u64))),
             connections: counted.connections as u64,
             read_bytes: counted.read,
             written_bytes: counted.written,
@@ -154,6 +163,11 @@ impl Exports {
                 "export a promoted volume: what is written to it stays; leave out the overlay".to_owned()
             ));
         }
+        let lasts = request.time_limit_s.map(Duration::from_secs);
+        if lasts.is_some_and(|lasts| lasts.is_zero() || lasts > EXPORT_TIME_MAX) {
+            let most = EXPORT_TIME_MAX.as_secs() / 86_400;
+            return Err(bad(format!("export a point: it may last from a second to {most} days")));
+        }
         let wanted = wanted(server, &request)?;
         let mut selector = request.point;
         let (mut volumes, mut exported, mut overlays) = (Vec::new(), Vec::new(), Vec::new());
@@ -223,6 +237,7 @@ impl Exports {
             place,
             operator,
             since: UnixNanos::now(),
+            lasts,
             export,
             ended: watch::Sender::new(false),
         }))
@@ -301,12 +316,24 @@ pub(crate) async fn serve(
             }
         };
     let id = running.id;
+    let over = over(running.ended.subscribe(), running.lasts);
     if running.request.detach {
-        let info = running.info();
+        let (info, is_limited) = (running.info(), running.lasts.is_some());
         drop(running);
+        if is_limited {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let why = tokio::select! {
+                    why = over => why,
+                    () = server.stopping() => return,
+                };
+                if end(&server, id).await.is_some() {
+                    tracing::info!(export = id, "{why}");
+                }
+            });
+        }
         return operation.reply(&json(&info)).await;
     }
-    let mut ended = running.ended.subscribe();
     let head = json(&running.info());
     drop(running);
     let writer = match operation.stream(&head).await {
@@ -316,13 +343,9 @@ pub(crate) async fn serve(
             return Err(error);
         }
     };
-    let stopped = async {
-        // A sender that is gone means the same.
-        let _ = ended.wait_for(|ended| *ended).await;
-    };
     let refusal = tokio::select! {
         _ = writer.ended() => None,
-        () = stopped => Some((RefusalCode::NotFound, "the export was stopped")),
+        why = over => Some((RefusalCode::NotFound, why)),
         () = server.stopping() => Some((RefusalCode::Stopping, "the target server is stopping")),
     };
     end(server, id).await;
@@ -330,6 +353,24 @@ pub(crate) async fn serve(
         writer.refuse(code, message);
     }
     Ok(())
+}
+
+/// Waits until an export has been stopped or its time is over; says which.
+async fn over(mut ended: watch::Receiver<bool>, lasts: Option<Duration>) -> &'static str {
+    let stopped = async {
+        // A sender that is gone means the same.
+        let _ = ended.wait_for(|ended| *ended).await;
+    };
+    let time = async {
+        match lasts {
+            Some(lasts) => tokio::time::sleep(lasts).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stopped => "the export was stopped",
+        () = time => "the export's time is over",
+    }
 }
 
 /// Answers a request to stop one.

@@ -25,7 +25,7 @@ pub use config::{
 };
 pub use cutter::CUT_EVERY;
 pub use delivery::{CREDIT_BYTES, PIPELINE_CHANGESETS};
-pub use export::{EXPORTS_MAX, OVERLAY_LIMIT_DEFAULT};
+pub use export::{EXPORT_TIME_MAX, EXPORTS_MAX, OVERLAY_LIMIT_DEFAULT};
 pub use fleet::FleetTargetServer;
 pub use hash_view::unit_hash;
 pub use operate::{VIEW_CHUNK_BYTES, VIEWS_MAX, ViewEnd};

@@ -56,6 +56,14 @@ fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Whether a process has a handler for SIGTERM.
+fn catches_term(child: &Child) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_some_and(|mask| mask & 1 << (15 - 1) != 0)
+}
+
 /// What a command answered with `--json`, unless it is an error.
 fn answer(output: &Output) -> anyhow::Result<Value> {
     let answer: Value = serde_json::from_slice(&output.stdout)
@@ -317,8 +325,12 @@ impl System {
         let index =
             self.running.iter().position(|(running, _)| *running == part).context("it does not run")?;
         let (_, mut child) = self.running.remove(index);
-        scratch::run("kill", &["-TERM", &child.id().to_string()])?;
         let limit = Instant::now() + Duration::from_secs(30);
+        // One that has just been started may not listen yet.
+        while !catches_term(&child) && child.try_wait()?.is_none() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        scratch::run("kill", &["-TERM", &child.id().to_string()])?;
         loop {
             if let Some(status) = child.try_wait()? {
                 ensure!(status.success(), "{} ended with {status}\n{}", part.name(), self.logged(part));

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use block::{ByteCount, ByteOffset, GroupId, UnixNanos, VolumeId};
+use block::{ByteCount, ByteOffset, GroupId, Label, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::{PointInfo, PointSelector, VolumeSummary};
@@ -29,6 +29,35 @@ pub struct ExportRequest {
     /// Goes on when the operator's connection ends.
     #[serde(default)]
     pub detach: bool,
+    /// The drill that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<Label>,
+    /// Ends by itself after so long, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_limit_s: Option<u64>,
+}
+
+impl ExportRequest {
+    /// For reading, until the operator's connection ends.
+    pub fn new(
+        group: GroupId,
+        volumes: Vec<VolumeId>,
+        point: PointSelector,
+        place: ExportPlace,
+    ) -> ExportRequest {
+        ExportRequest {
+            group,
+            volumes,
+            point,
+            place,
+            writable: false,
+            promoted: false,
+            overlay_limit: None,
+            detach: false,
+            drill: None,
+            time_limit_s: None,
+        }
+    }
 }
 
 /// Where an export is to be reached.
@@ -69,6 +98,12 @@ pub struct ExportInfo {
     pub operator: String,
     /// When it began, by the server's clock.
     pub since: UnixNanos,
+    /// The drill that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<Label>,
+    /// When it ends by itself, by the server's clock, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<UnixNanos>,
     /// Clients connected now.
     pub connections: u64,
     /// Asked for by clients so far.

@@ -258,14 +258,13 @@ mod tests {
             (OperatorRequest::StopExport { id: 3 }, r#"{"request":"stop-export","id":3}"#.to_owned()),
             (
                 OperatorRequest::Export(ExportRequest {
-                    group,
-                    volumes: vec![volume],
-                    point: PointSelector::Latest,
-                    place: crate::ExportPlace::Socket("/run/x".into()),
                     writable: true,
-                    promoted: false,
-                    overlay_limit: None,
-                    detach: false,
+                    ..ExportRequest::new(
+                        group,
+                        vec![volume],
+                        PointSelector::Latest,
+                        crate::ExportPlace::Socket("/run/x".into()),
+                    )
                 }),
                 format!(
                     r#"{{"request":"export","group":"{group}","volumes":["{volume}"],"point":"latest","place":{{"socket":"/run/x"}},"writable":true,"detach":false}}"#
@@ -303,14 +302,9 @@ mod tests {
             ),
             (
                 OperatorRequest::Export(ExportRequest {
-                    group,
-                    volumes: Vec::new(),
-                    point: PointSelector::Latest,
-                    place: crate::ExportPlace::Beside,
-                    writable: false,
                     promoted: true,
-                    overlay_limit: None,
                     detach: true,
+                    ..ExportRequest::new(group, Vec::new(), PointSelector::Latest, crate::ExportPlace::Beside)
                 }),
                 format!(
                     r#"{{"request":"export","group":"{group}","volumes":[],"point":"latest","place":"beside","writable":false,"promoted":true,"detach":true}}"#

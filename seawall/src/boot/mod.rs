@@ -119,14 +119,9 @@ pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<Exit> {
     let servers = Servers::load(&options.place)?;
     let (group, volumes) = find_all(&servers.points(options.group).await?, &options.volumes)?;
     let request = ExportRequest {
-        group,
-        volumes,
-        point: options.point,
-        place: ExportPlace::Beside,
         writable: true,
-        promoted: false,
         overlay_limit: options.limit,
-        detach: false,
+        ..ExportRequest::new(group, volumes, options.point, ExportPlace::Beside)
     };
     let mut held = servers.export(request).await?;
     let bridge = servers.bridge(&held.info, None)?;

@@ -162,14 +162,8 @@ pub(crate) async fn run(options: &FilesOptions) -> anyhow::Result<()> {
     let servers = Servers::load(&common.place)?;
     let (group, volume) = find(&servers.points(common.group).await?, &common.volume)?;
     let request = ExportRequest {
-        group,
-        volumes: vec![volume],
-        point: common.point,
-        place: ExportPlace::Beside,
         writable: true,
-        promoted: false,
-        overlay_limit: None,
-        detach: false,
+        ..ExportRequest::new(group, vec![volume], common.point, ExportPlace::Beside)
     };
     let mut held = servers.export(request).await?;
     let bridge = servers.bridge(&held.info, None)?;

@@ -22,16 +22,7 @@ pub(super) async fn restore(options: &RestoreOptions) -> anyhow::Result<Done> {
     let naming = Naming::check(&options.out, options.force, true)?;
     let servers = Servers::load(&options.place)?;
     let (group, volume) = find(&servers.points(options.group).await?, &options.volume)?;
-    let request = ExportRequest {
-        group,
-        volumes: vec![volume],
-        point: options.point,
-        place: ExportPlace::Beside,
-        writable: false,
-        promoted: false,
-        overlay_limit: None,
-        detach: false,
-    };
+    let request = ExportRequest::new(group, vec![volume], options.point, ExportPlace::Beside);
     let mut held = servers.export(request).await?;
     let bridge = servers.bridge(&held.info, None)?;
     let summary = held.info.volumes.first().context("the target server exported nothing")?.clone();

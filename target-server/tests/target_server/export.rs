@@ -9,7 +9,7 @@ use control::{
     ExportInfo, ExportPlace, ExportRequest, ExportsReply, OperatorRequest, PointSelector, VIEW_HASH_BYTES,
     VIEW_HASH_UNIT, ViewRange,
 };
-use seawall_target_server::{EXPORTS_MAX, unit_hash};
+use seawall_target_server::{EXPORT_TIME_MAX, EXPORTS_MAX, unit_hash};
 use wire::{Operator, RefusalCode, Role, ViewReader, WireError};
 
 use super::support::{GROUP, SIZE, Site, VOLUME, content, epochal};
@@ -18,16 +18,7 @@ use super::support::{GROUP, SIZE, Site, VOLUME, content, epochal};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn request(point: PointSelector, place: ExportPlace) -> ExportRequest {
-    ExportRequest {
-        group: GROUP,
-        volumes: vec![VOLUME],
-        point,
-        place,
-        writable: false,
-        promoted: false,
-        overlay_limit: None,
-        detach: false,
-    }
+    ExportRequest::new(GROUP, vec![VOLUME], point, place)
 }
 
 async fn start(site: &Site, request: ExportRequest) -> Result<(ExportInfo, ViewReader), WireError> {
@@ -141,6 +132,34 @@ async fn stopping_tells_the_operator_who_started_it() {
     assert!(error.to_string().contains("was stopped"), "{error}");
 }
 
+/// With nobody there any more to stop it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_ends_when_its_time_is_over() {
+    let site = Site::new().await;
+    site.deliver((1..=2).map(epochal)).await;
+    let limited = ExportRequest {
+        writable: true,
+        detach: true,
+        drill: Some("monthly".parse().unwrap()),
+        time_limit_s: Some(1),
+        ..request(PointSelector::Latest, ExportPlace::Socket(socket(&site)))
+    };
+    let json = site.ask(&OperatorRequest::Export(limited.clone())).await.unwrap();
+    let info: ExportInfo = serde_json::from_str(&json).unwrap();
+    assert_eq!(info.drill.as_ref().unwrap().as_str(), "monthly");
+    assert_eq!(info.until.unwrap().0 - info.since.0, 1_000_000_000);
+    until_none(&site).await;
+    let overlays = site.config.data.join(GROUP.to_string()).join("overlays");
+    assert_eq!(std::fs::read_dir(&overlays).unwrap().count(), 0, "what was written is dropped");
+
+    // An operator that is still there hears why.
+    let attached = ExportRequest { detach: false, ..limited };
+    let (_, mut reader) = start(&site, attached).await.unwrap();
+    let error = reader.next().await.unwrap_err();
+    assert!(error.to_string().contains("time is over"), "{error}");
+    until_none(&site).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     let site = Site::new().await;
@@ -152,6 +171,11 @@ async fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
         (ExportRequest { volumes: vec![VolumeId([9; 16])], ..latest.clone() }, "no such volume"),
         (ExportRequest { volumes: vec![VOLUME, VOLUME], ..latest.clone() }, "twice"),
         (request(PointSelector::Latest, ExportPlace::Socket("relative.sock".into())), "absolute"),
+        (ExportRequest { time_limit_s: Some(0), ..latest.clone() }, "from a second to 30 days"),
+        (
+            ExportRequest { time_limit_s: Some(EXPORT_TIME_MAX.as_secs() + 1), ..latest.clone() },
+            "from a second to 30 days",
+        ),
         (
             request(PointSelector::Latest, ExportPlace::Socket("/nonexistent/x.sock".into())),
             "/nonexistent/x.sock",

@@ -101,14 +101,9 @@ async fn a_promoted_group_is_written_here_and_nowhere_else() {
     }
     let socket = site.dir.path().join("promoted.sock");
     let request = ExportRequest {
-        group: GROUP,
-        volumes: Vec::new(),
-        point: PointSelector::Latest,
-        place: ExportPlace::Socket(socket.clone()),
-        writable: false,
         promoted: true,
-        overlay_limit: None,
         detach: true,
+        ..ExportRequest::new(GROUP, Vec::new(), PointSelector::Latest, ExportPlace::Socket(socket.clone()))
     };
     let both = OperatorRequest::Export(ExportRequest { writable: true, ..request.clone() });
     assert_eq!(code(site.ask(&both).await), RefusalCode::BadRequest);

@@ -400,14 +400,13 @@ async fn renewed_credentials_count_without_a_restart() {
     site.deliver([epochal(1)]).await;
     let (mut sender, mut receipts) = site.sender(GROUP, GENERATION).await.unwrap();
     let request = OperatorRequest::Export(control::ExportRequest {
-        group: GROUP,
-        volumes: vec![VOLUME],
-        point: PointSelector::Latest,
-        place: control::ExportPlace::Beside,
-        writable: false,
-        promoted: false,
-        overlay_limit: None,
         detach: true,
+        ..control::ExportRequest::new(
+            GROUP,
+            vec![VOLUME],
+            PointSelector::Latest,
+            control::ExportPlace::Beside,
+        )
     });
     let info: control::ExportInfo = serde_json::from_str(&site.ask(&request).await.unwrap()).unwrap();
     let control::ExportPlace::Tls(export) = info.place else { panic!("{:?}", info.place) };
