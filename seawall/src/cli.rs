@@ -30,6 +30,7 @@ use crate::init::InitOptions;
 use crate::pin::{PinOptions, UnpinOptions};
 use crate::point::{PointCommand, PointOptions, ResyncOptions};
 use crate::points::PointsOptions;
+use crate::prove::ProveOptions;
 use crate::restore::RestoreOptions;
 use crate::run::RunOptions;
 use crate::scrub::ScrubOptions;
@@ -127,6 +128,8 @@ pub(crate) enum Command {
     Failover(FailoverOptions),
     /// Start a machine on a recovery point, in QEMU
     Boot(BootOptions),
+    /// Prove that a machine comes up from a recovery point, and how long that takes
+    Prove(ProveOptions),
     /// Try a failover out: serve all volumes of groups at a point, writable, for a while; replication goes on
     Drill(DrillOptions),
     /// Log in at a fleet's config server, for the commands below that speak to it
@@ -185,6 +188,7 @@ impl Command {
             Command::Export(options) => options.json(),
             Command::Files(options) => options.common().json,
             Command::Drill(options) => options.json(),
+            Command::Prove(options) => options.json,
             Command::Point(PointOptions { command: PointCommand::Now(options) }) => options.json,
             Command::Resync(options) => options.json,
             Command::HandOver(options) => options.json,

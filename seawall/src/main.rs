@@ -19,6 +19,7 @@ mod libvirt;
 mod pin;
 mod point;
 mod points;
+mod prove;
 mod restore;
 mod run;
 mod scrub;
@@ -95,6 +96,7 @@ fn start(cli: Cli) -> anyhow::Result<Exit> {
             Command::Failover(options) => failover::run(&options).await?,
             Command::Boot(options) => return boot::run(&options).await,
             Command::Drill(options) => drill::run(&options).await?,
+            Command::Prove(options) => return prove::run(&options).await,
             Command::Files(options) => files::run(&options).await?,
             Command::FilesInside { task } => {
                 return tokio::task::block_in_place(|| files::run_inside(&task));

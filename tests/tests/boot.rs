@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use anyhow::{Context, ensure};
 use scratch::{LoopDisk, Mount};
 use seawall_tests::bootable::{self, PROGRAMS, ROOT_OFFSET, WORK_DIR};
 use seawall_tests::system::{Part, System, program};
-use seawall_tests::{cannot_run, root};
+use seawall_tests::{cannot_run, root, text};
 
 const TEST: &str = "kernel_points_of_a_working_machine_boot";
 /// For a machine to start, check its files and end, under software emulation.
@@ -63,6 +64,11 @@ fn set_state(dir: &Path, state: &str) -> anyhow::Result<()> {
 struct Said(String);
 
 impl Said {
+    fn of(console: &str) -> Option<Said> {
+        let said = console.lines().find_map(|line| line.split_once("SEAWALL-CHECK "))?;
+        Some(Said(said.1.to_owned()))
+    }
+
     fn value(&self, key: &str) -> &str {
         let word = self.0.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
         word.unwrap_or_default()
@@ -83,9 +89,49 @@ fn boot(system: &System, volume: &str, point: u64, firmware: &str) -> anyhow::Re
     let told = String::from_utf8_lossy(&output.stderr);
     let last: String = console.chars().rev().take(6000).collect::<Vec<_>>().into_iter().rev().collect();
     ensure!(output.status.success(), "boot point {point}: {}: {told}\n{last}", output.status);
-    let said =
-        console.lines().find_map(|line| line.split_once("SEAWALL-CHECK ").map(|(_, said)| said.to_owned()));
-    Ok(Said(said.with_context(|| format!("point {point} said nothing:\n{last}"))?))
+    Said::of(&console).with_context(|| format!("point {point} said nothing:\n{last}"))
+}
+
+/// The boot proof of a point, and what its machine said.
+fn prove(system: &System, volume: &str, point: u64) -> anyhow::Result<Said> {
+    let (console, probe) = (system.dir().join("console"), system.dir().join("probe"));
+    fs::write(
+        &probe,
+        "#!/bin/sh\ngrep -q SEAWALL-CHECK \"$SEAWALL_CONSOLE\" && test \"$SEAWALL_POINT\" -gt 0\n",
+    )?;
+    fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
+    let prove = |more: &[&str]| -> anyhow::Result<(serde_json::Value, Option<i32>)> {
+        let mut command = Command::new(program("seawall")?);
+        command.args([
+            "prove",
+            volume,
+            "--point",
+            &point.to_string(),
+            "--accel",
+            "tcg",
+            "--memory",
+            "768MiB",
+        ]);
+        command.args(["--firmware", "bios", "--json", "--dir"]).arg(system.dir().join("seawall")).args(more);
+        let output = command.output().context("run seawall prove")?;
+        let said = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        Ok((said, output.status.code()))
+    };
+    let within = format!("{BOOT_SECONDS}s");
+    let files = ["--console", text(&console), "--probe", text(&probe), "--within", &within];
+    let (said, code) = prove(&[&["--expect", "SEAWALL-CHECK", "--expect", "net=lo,"], &files[..]].concat())?;
+    ensure!(said["proven"] == true && code == Some(0) && said["point"] == point, "{said}");
+    ensure!(said["expected"][1]["after_ms"].as_f64() <= said["took_ms"].as_f64(), "{said}");
+    println!("proven: {} ms", said["took_ms"]);
+
+    let (not, code) = prove(&["--expect", "never said", "--within", "5s"])?;
+    ensure!(not["proven"] == false && code == Some(3), "{not}");
+    ensure!(not["why"].as_str().is_some_and(|why| why.contains("has not said \"never said\"")), "{not}");
+    let (not, code) = prove(&["--expect", "never said", "--never", "Linux version"])?;
+    ensure!(code == Some(3) && not["why"] == "the machine said \"Linux version\"", "{not}");
+    let console = fs::read(&console)?;
+    Said::of(&String::from_utf8_lossy(&console)).context("the console tells of the check")
 }
 
 /// kill -9 while the machine runs: the machine ends, and its export.
@@ -187,7 +233,7 @@ fn kernel_points_of_a_working_machine_boot() -> anyhow::Result<()> {
         ensure!(said.lines() >= newest_lines, "{said:?}, at least {newest_lines}");
         ensure!(said.value("firmware") == "uefi" && said.value("net") == "lo,", "{said:?}");
         // What the machine wrote is gone with it, and was never in the replica.
-        let said = boot(&system, &volume, newest, "bios")?;
+        let said = prove(&system, &volume, newest)?;
         ensure!(said.value("touched") == "no" && said.value("result") == "sound", "{said:?}");
         killed(&system, &volume)?;
         // Replication went on.

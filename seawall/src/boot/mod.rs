@@ -17,7 +17,8 @@ use control::{ExportInfo, ExportPlace, ExportRequest, OperatorRequest, PointSele
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::ask::Servers;
+use crate::ask::{Held, Servers};
+use crate::bridge::Bridge;
 use crate::exit::Exit;
 use crate::export::find_all;
 use crate::text;
@@ -36,6 +37,13 @@ The first volume is the one that the machine starts from. What the machine write
 when it ends; the replica does not change, and replication goes on. The serial console is shown here: the system must use it
 (console=ttyS0). qemu-system-x86 is needed, for UEFI also ovmf.")]
 pub(crate) struct BootOptions {
+    #[command(flatten)]
+    pub(crate) machine: MachineOptions,
+}
+
+/// Which machine, of which disks.
+#[derive(Debug, Args)]
+pub(crate) struct MachineOptions {
     #[command(flatten)]
     pub(crate) place: Place,
     /// Volumes of one group, by name or identity
@@ -112,38 +120,68 @@ pub(crate) enum BootAccelerator {
     Tcg,
 }
 
+/// A machine that can be started; its disks go when this is dropped.
+pub(crate) struct Machine {
+    pub(crate) held: Held,
+    _bridge: Bridge,
+    program: PathBuf,
+    arguments: Vec<String>,
+    /// What starts it, and why that.
+    firmware: String,
+}
+
+impl Machine {
+    /// Opens its disks. `attended`: somebody is there who looks at it, and types.
+    pub(crate) async fn prepare(options: &MachineOptions, attended: bool) -> anyhow::Result<Machine> {
+        let servers = Servers::load(&options.place)?;
+        let (group, volumes) = find_all(&servers.points(options.group).await?, &options.volumes)?;
+        let request = ExportRequest {
+            writable: true,
+            overlay_limit: options.limit,
+            ..ExportRequest::new(group, volumes, options.point, ExportPlace::Beside)
+        };
+        let held = servers.export(request).await?;
+        let bridge = servers.bridge(&held.info, None)?;
+        let dir = bridge.socket().parent().context("the bridge's directory")?.to_owned();
+        let head = head(&servers, &held.info).await?;
+        let (uefi, why) = head.choose(options.firmware)?;
+        let pflash = if uefi { Some(firmware::uefi(&dir)?) } else { None };
+        let arguments = arguments(options, &held.info, bridge.socket(), head, pflash.as_ref(), attended)?;
+        let firmware = format!("{} ({why})", if uefi { "UEFI" } else { "BIOS" });
+        Ok(Machine { held, _bridge: bridge, program: options.qemu.clone(), arguments, firmware })
+    }
+
+    /// Its disks, point and firmware, for people.
+    pub(crate) fn told(&self) -> String {
+        let info = &self.held.info;
+        let names: Vec<&str> = info.volumes.iter().map(|volume| volume.name.as_str()).collect();
+        let (local, _) = text::instant(info.point.cut_time);
+        format!("{} as of point {} ({local}) with {}", names.join(", "), info.point.epoch, self.firmware)
+    }
+
+    /// What runs it. It is killed when this process is.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        // On the program's first thread, whose end is the program's: that is what the kernel looks at.
+        command.args(["--pdeathsig", "KILL"]).arg(&self.program).args(&self.arguments).kill_on_drop(true);
+        command
+    }
+}
+
 pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<Exit> {
+    let options = &options.machine;
     // Before anything is started, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let servers = Servers::load(&options.place)?;
-    let (group, volumes) = find_all(&servers.points(options.group).await?, &options.volumes)?;
-    let request = ExportRequest {
-        writable: true,
-        overlay_limit: options.limit,
-        ..ExportRequest::new(group, volumes, options.point, ExportPlace::Beside)
-    };
-    let mut held = servers.export(request).await?;
-    let bridge = servers.bridge(&held.info, None)?;
-    let dir = bridge.socket().parent().context("the bridge's directory")?.to_owned();
-    let head = head(&servers, &held.info).await?;
-    let (uefi, why) = head.choose(options.firmware)?;
-    let pflash = if uefi { Some(firmware::uefi(&dir)?) } else { None };
-    let arguments = arguments(options, &held.info, bridge.socket(), head, pflash.as_ref())?;
+    let mut prepared = Machine::prepare(options, at_terminal()).await?;
     // With what has been learnt, before the machine has the screen.
-    let names: Vec<&str> = held.info.volumes.iter().map(|volume| volume.name.as_str()).collect();
-    let (local, _) = text::instant(held.info.point.cut_time);
     eprintln!(
-        "Booting {} as of point {} ({local}) with {} ({why}), network: {}.{}",
-        names.join(", "),
-        held.info.point.epoch,
-        if uefi { "UEFI" } else { "BIOS" },
+        "Booting {}, network: {}.{}",
+        prepared.told(),
         options.network,
         if at_terminal() { " Ctrl-A X ends it." } else { "" },
     );
-    let mut command = Command::new("setpriv");
-    // On the program's first thread, whose end is the program's: that is what the kernel looks at.
-    command.args(["--pdeathsig", "KILL"]).arg(&options.qemu).args(&arguments).kill_on_drop(true);
+    let mut command = prepared.command();
     if !at_terminal() {
         command.stdin(Stdio::null());
     }
@@ -152,7 +190,7 @@ pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<Exit> {
         status = machine.wait() => status.context("wait for QEMU")?,
         _ = terminate.recv() => return end(&mut machine).await,
         _ = interrupt.recv() => return end(&mut machine).await,
-        error = held.ended() => {
+        error = prepared.held.ended() => {
             end(&mut machine).await?;
             return Err(error);
         }
@@ -166,7 +204,7 @@ pub(crate) async fn run(options: &BootOptions) -> anyhow::Result<Exit> {
 }
 
 /// Lets QEMU give the terminal back.
-async fn end(machine: &mut tokio::process::Child) -> anyhow::Result<Exit> {
+pub(crate) async fn end(machine: &mut tokio::process::Child) -> anyhow::Result<Exit> {
     if let Some(pid) = machine.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
         // It may have ended by itself.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -206,11 +244,12 @@ async fn head(servers: &Servers, info: &ExportInfo) -> anyhow::Result<Head> {
 }
 
 fn arguments(
-    options: &BootOptions,
+    options: &MachineOptions,
     info: &ExportInfo,
     socket: &Path,
     head: Head,
     pflash: Option<&(PathBuf, PathBuf)>,
+    attended: bool,
 ) -> anyhow::Result<Vec<String>> {
     let mut all: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| all.extend(words.iter().map(|word| (*word).to_owned()));
@@ -238,7 +277,7 @@ fn arguments(
     add(&["-m", &format!("{}B", options.memory.0), "-device", "virtio-rng-pci"]);
     // A screen for those who insist on one; what counts is the serial line.
     add(&["-vga", "std", "-display", "none"]);
-    if at_terminal() {
+    if attended {
         add(&["-serial", "mon:stdio"]);
     } else {
         add(&["-serial", "stdio", "-monitor", "none"]);
@@ -294,10 +333,10 @@ mod tests {
     use crate::cli::{Cli, Command};
     use crate::export::tests::info;
 
-    fn options(more: &[&str]) -> BootOptions {
+    fn options(more: &[&str]) -> MachineOptions {
         let words = ["seawall", "boot", "vda", "--point", "latest"];
         match Cli::try_parse_from(words.iter().chain(more)).unwrap().command {
-            Command::Boot(options) => options,
+            Command::Boot(options) => options.machine,
             other => panic!("{other:?}"),
         }
     }
@@ -306,7 +345,7 @@ mod tests {
         let head = Head { efi: true, bios: false, sector_bytes: 4096 };
         let pflash = (PathBuf::from("/code"), PathBuf::from("/t,mp/vars"));
         let info = info(ExportPlace::Beside);
-        arguments(&options(more), &info, Path::new("/s"), head, Some(&pflash)).unwrap().join(" ")
+        arguments(&options(more), &info, Path::new("/s"), head, Some(&pflash), false).unwrap().join(" ")
     }
 
     #[test]
@@ -320,6 +359,6 @@ mod tests {
         assert!(line(&["--bus", "scsi", "--", "-snapshot"]).ends_with("-snapshot"));
         let head = Head { efi: false, bios: true, sector_bytes: 512 };
         let evil = options(&["--network", "br0,script=/x"]);
-        assert!(arguments(&evil, &info(ExportPlace::Beside), Path::new("/s"), head, None).is_err());
+        assert!(arguments(&evil, &info(ExportPlace::Beside), Path::new("/s"), head, None, false).is_err());
     }
 }
