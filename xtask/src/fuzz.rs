@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// For each target.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Where the random choices begin, so that a run can be had again; from 1. Each run begins elsewhere when left out
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    seed: Option<u32>,
     /// Targets at a time; as many as there are cores when left out.
     #[arg(long)]
     jobs: Option<usize>,
@@ -85,7 +88,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 let Some(target) = waiting.lock().expect("nobody panics with it").pop_front() else {
                     return Ok(());
                 };
-                let outcome = fuzz(&program, target, options.seconds)?;
+                let outcome = fuzz(&program, target, options)?;
                 let mark = if outcome.found.is_some() { "FOUND SOMETHING" } else { "" };
                 println!(
                     "{:<20} {:>10} runs {:>7} places {mark}",
@@ -142,7 +145,7 @@ pub(crate) fn lock_is_current() -> anyhow::Result<()> {
     step("lock file of the fuzz targets (mend: cargo generate-lockfile, in fuzz/)", &mut command)
 }
 
-fn fuzz(program: &Path, target: String, seconds: u64) -> anyhow::Result<Outcome> {
+fn fuzz(program: &Path, target: String, options: &Options) -> anyhow::Result<Outcome> {
     let dir = |kind: &str| root().join("fuzz").join(kind).join(&target);
     let (corpus, artifacts) = (dir("corpus"), dir("artifacts"));
     for dir in [&corpus, &artifacts] {
@@ -153,7 +156,9 @@ fn fuzz(program: &Path, target: String, seconds: u64) -> anyhow::Result<Outcome>
         .env("SEAWALL_FUZZ_TARGET", &target)
         // Backtraces of what is found; the rest is quick without them.
         .env("RUST_BACKTRACE", "1")
-        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-max_total_time={}", options.seconds))
+        // 0: another one each time.
+        .arg(format!("-seed={}", options.seed.unwrap_or(0)))
         .arg(format!("-max_len={INPUT_BYTES_MAX}"))
         .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"))
