@@ -275,6 +275,7 @@ impl Part {
                 applied_cut_time: ago(age),
                 failover: None,
                 promoted: None,
+                proof: None,
                 newest_point: Some(point(Epoch(epoch.0.saturating_sub(2)), age)),
                 oldest_point: Some(point(Epoch(1), Duration::from_secs(86_400))),
                 points: 400,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use control::{OperatorRequest, ProofInfo};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
@@ -36,7 +37,7 @@ const TEXT_BYTES_MAX: usize = 1024;
 
 Proven is a point when the machine has said every --expect on its serial console in time, no --never, and the --probe, started after
 that, has ended with 0. Exit status 3: it is not. The machine runs as with `seawall boot`: on overlays, reaching nobody unless it is
-given a network; it is ended at the end. The probe finds SEAWALL_GROUP, SEAWALL_POINT and SEAWALL_CONSOLE in its environment.")]
+given a network; it is ended at the end. The target server keeps the last proof of a group; `seawall status` shows it. The probe finds SEAWALL_GROUP, SEAWALL_POINT and SEAWALL_CONSOLE in its environment.")]
 pub(crate) struct ProveOptions {
     #[command(flatten)]
     pub(crate) machine: MachineOptions,
@@ -167,7 +168,14 @@ pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
     if outcome.is_err() && !watch.all_seen() && outcome.as_ref().is_err_and(|why| why == "its time is over") {
         outcome = Err(format!("it has not said {} within {}", watch.missing(), text::span(options.within)));
     }
-    report(options, &prepared, &watch, outcome, took)
+    let kept = match outcome.is_ok() {
+        true => keep(&prepared, took).await.map(Some).unwrap_or_else(|error| {
+            tracing::warn!("tell the target server that the point is proven: {error:#}");
+            None
+        }),
+        false => None,
+    };
+    report(options, &prepared, &watch, outcome, took, kept.as_ref())
 }
 
 async fn probe(
@@ -186,12 +194,25 @@ async fn probe(
     Ok(if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", program.display())) })
 }
 
+/// The target server remembers it, and shows it.
+async fn keep(machine: &Machine, took: Duration) -> anyhow::Result<ProofInfo> {
+    let info = &machine.held.info;
+    let request = OperatorRequest::Proven {
+        group: info.group,
+        epoch: info.point.epoch,
+        volumes: info.volumes.iter().map(|volume| volume.id).collect(),
+        took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+    };
+    machine.servers.change(&request).await
+}
+
 fn report(
     options: &ProveOptions,
     machine: &Machine,
     watch: &Watch<'_>,
     outcome: Result<(), Why>,
     took: Duration,
+    kept: Option<&ProofInfo>,
 ) -> anyhow::Result<Exit> {
     let info = &machine.held.info;
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
@@ -206,7 +227,7 @@ fn report(
         let said = serde_json::json!({
             "proven": outcome.is_ok(), "why": outcome.err(), "group": info.group, "point": info.point.epoch,
             "cut_time": info.point.cut_time, "volumes": volumes, "took_ms": ms(took), "expected": seen,
-            "console": options.console,
+            "console": options.console, "kept": kept.is_some(),
         });
         text::say(&format!("{said}\n"))?;
         return Ok(exit);

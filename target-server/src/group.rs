@@ -18,6 +18,7 @@ use wire::{Answerer, RefusalCode};
 use crate::GroupConfig;
 use crate::config::{Claim, ConfigError};
 use crate::cutter::Cutter;
+use crate::proof::LastProof;
 use crate::refusal::Refusal;
 use crate::upkeep::Upkeep;
 
@@ -40,6 +41,8 @@ pub(crate) struct Group {
     delivery: Mutex<Delivery>,
     applied_bytes: Meter,
     apply_times: Latencies,
+    /// The last boot proof.
+    pub(crate) proof: LastProof,
     /// While it is promoted.
     cutter: Mutex<Option<Cutter>>,
     /// Dropped with the group, which ends it.
@@ -108,6 +111,7 @@ impl Group {
         let group = Group {
             id: config.id,
             cutter: Mutex::default(),
+            proof: LastProof::open(&data.join(config.id.to_string())),
             overlays,
             upkeep,
             key,
@@ -202,6 +206,7 @@ impl Group {
             applied_cut_time: UnixNanos(0),
             failover: None,
             promoted: None,
+            proof: self.proof.last(),
             newest_point: None,
             oldest_point: None,
             points: 0,
@@ -245,6 +250,7 @@ impl Group {
                 points.unusable
             ));
         }
+        status.warnings.extend(self.proof.warning());
         status.warnings.extend(self.cutter.lock().as_ref().and_then(Cutter::warning));
         status.warnings.extend(self.upkeep.iter().flat_map(Upkeep::warnings));
         status.apply_ms_p50 = times.p50.as_secs_f64() * 1000.0;

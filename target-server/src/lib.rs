@@ -13,6 +13,7 @@ mod fleet;
 mod group;
 mod hash_view;
 mod operate;
+mod proof;
 mod refusal;
 mod retain;
 mod server;

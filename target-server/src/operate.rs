@@ -19,7 +19,7 @@ use crate::hash_view::hash_view;
 use crate::refusal::Refusal;
 use crate::retain;
 use crate::server::Server;
-use crate::{ViewHash, export, failover};
+use crate::{ViewHash, export, failover, proof};
 
 /// Bytes of a view read at once.
 pub const VIEW_CHUNK_BYTES: ByteCount = ByteCount::mib(1);
@@ -82,6 +82,18 @@ async fn answer(server: &Arc<Server>, operation: Operation) -> Result<(), WireEr
         OperatorRequest::StopExport { id } => export::stop(server, operation, id).await,
         OperatorRequest::Pin { .. } | OperatorRequest::Unpin { .. } | OperatorRequest::DeletePoint { .. } => {
             retain::change(server, operation, request).await
+        }
+        OperatorRequest::Proven { group, epoch, volumes, took_ms } => {
+            let (server, operator) = (server.clone(), operation.peer().to_string());
+            let keep = move || proof::keep(&server, operator, group, epoch, &volumes, took_ms);
+            let kept = tokio::task::spawn_blocking(keep).await;
+            match kept.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string()))) {
+                Ok(json) => operation.reply(&json).await,
+                Err(refusal) => {
+                    operation.refuse(refusal.code, &refusal.message);
+                    Ok(())
+                }
+            }
         }
         OperatorRequest::Failover { group, step } => failover::serve(server, operation, group, step).await,
         OperatorRequest::Scrub { group, volume } => retain::scrub(server, operation, group, volume).await,

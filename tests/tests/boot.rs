@@ -124,12 +124,18 @@ fn prove(system: &System, volume: &str, point: u64) -> anyhow::Result<Said> {
     ensure!(said["proven"] == true && code == Some(0) && said["point"] == point, "{said}");
     ensure!(said["expected"][1]["after_ms"].as_f64() <= said["took_ms"].as_f64(), "{said}");
     println!("proven: {} ms", said["took_ms"]);
+    let kept = || -> anyhow::Result<serde_json::Value> {
+        Ok(system.operator("status", &[])?["groups"][0]["proof"].clone())
+    };
+    let proof = kept()?;
+    ensure!(proof["epoch"] == point && proof["volumes"][0] == volume && said["kept"] == true, "{proof}");
 
     let (not, code) = prove(&["--expect", "never said", "--within", "5s"])?;
     ensure!(not["proven"] == false && code == Some(3), "{not}");
     ensure!(not["why"].as_str().is_some_and(|why| why.contains("has not said \"never said\"")), "{not}");
     let (not, code) = prove(&["--expect", "never said", "--never", "Linux version"])?;
     ensure!(code == Some(3) && not["why"] == "the machine said \"Linux version\"", "{not}");
+    ensure!(kept()? == proof, "what was not proven counts for nothing");
     let console = fs::read(&console)?;
     Said::of(&String::from_utf8_lossy(&console)).context("the console tells of the check")
 }

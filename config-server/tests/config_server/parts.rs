@@ -196,6 +196,7 @@ fn target_group(group: GroupId, age: Option<Duration>) -> TargetGroup {
         promoted: None,
         oldest_point: point.clone(),
         points: u64::from(point.is_some()),
+        proof: None,
         newest_point: point,
         newest_application_cut_time: None,
         undo_bytes: ByteCount::mib(1),

@@ -11,6 +11,7 @@ pub mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod metrics;
+mod proof;
 mod request;
 mod resync;
 mod retain;
@@ -26,6 +27,7 @@ pub use export::{
     ViewRange,
 };
 pub use failover::{FailoverInfo, FailoverReply, FailoverStep, PromotedInfo};
+pub use proof::ProofInfo;
 pub use request::{GroupPoints, OperatorRequest, PointInfo, PointSelector, PointsReply, ViewHead, ViewTail};
 pub use resync::{ResyncReason, ResyncStage, ResyncStatus, ResyncWhen};
 pub use retain::{DamagedRange, DeleteReply, PinInfo, PinReply, ScrubFinding, ScrubProgressInfo, ScrubReply};

@@ -88,6 +88,17 @@ pub enum OperatorRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         volume: Option<VolumeId>,
     },
+    /// A machine came up from a point; the answer is a [`crate::ProofInfo`], kept as the group's last.
+    Proven {
+        /// Which group.
+        group: GroupId,
+        /// Which point.
+        epoch: Epoch,
+        /// The machine's disks.
+        volumes: Vec<VolumeId>,
+        /// How long it took, in milliseconds.
+        took_ms: u64,
+    },
     /// A step of failing a group over; the answer is a [`crate::FailoverReply`].
     Failover {
         /// Which group.
@@ -284,6 +295,12 @@ mod tests {
             (
                 OperatorRequest::Unpin { group, point: PointSelector::Epoch(Epoch(7)) },
                 format!(r#"{{"request":"unpin","group":"{group}","point":"7"}}"#),
+            ),
+            (
+                OperatorRequest::Proven { group, epoch: Epoch(7), volumes: vec![volume], took_ms: 41_000 },
+                format!(
+                    r#"{{"request":"proven","group":"{group}","epoch":7,"volumes":["{volume}"],"took_ms":41000}}"#
+                ),
             ),
             (
                 OperatorRequest::DeletePoint { group, epoch: Epoch(7) },

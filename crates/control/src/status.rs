@@ -3,7 +3,9 @@ use std::fmt;
 use block::{ByteCount, Epoch, Generation, GroupId, UnixNanos, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Bottleneck, ExportInfo, FailoverInfo, PointInfo, PromotedInfo, ResyncStatus, StateCode};
+use crate::{
+    Bottleneck, ExportInfo, FailoverInfo, PointInfo, PromotedInfo, ProofInfo, ResyncStatus, StateCode,
+};
 
 /// How the writes of a volume are being captured now, from best to worst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -293,6 +295,9 @@ pub struct TargetGroup {
     /// Its volumes are written at the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<PromotedInfo>,
+    /// The last proof that a machine comes up from a point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofInfo>,
     /// The newest recovery point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_point: Option<PointInfo>,
@@ -413,6 +418,7 @@ mod tests {
             applied_cut_time: UnixNanos(1),
             failover: None,
             promoted: None,
+            proof: None,
             newest_point: Some(point),
             oldest_point: None,
             points: 1,

@@ -122,6 +122,7 @@ pub(crate) enum BootAccelerator {
 
 /// A machine that can be started; its disks go when this is dropped.
 pub(crate) struct Machine {
+    pub(crate) servers: Servers,
     pub(crate) held: Held,
     _bridge: Bridge,
     program: PathBuf,
@@ -148,7 +149,7 @@ impl Machine {
         let pflash = if uefi { Some(firmware::uefi(&dir)?) } else { None };
         let arguments = arguments(options, &held.info, bridge.socket(), head, pflash.as_ref(), attended)?;
         let firmware = format!("{} ({why})", if uefi { "UEFI" } else { "BIOS" });
-        Ok(Machine { held, _bridge: bridge, program: options.qemu.clone(), arguments, firmware })
+        Ok(Machine { servers, held, _bridge: bridge, program: options.qemu.clone(), arguments, firmware })
     }
 
     /// Its disks, point and firmware, for people.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use block::{ByteCount, Epoch, Generation, GroupId, Ladder, UnixNanos};
 use control::{
-    AgentReport, Bottleneck, CaptureMode, PointInfo, ProcessGroup, ProcessServerStatus, ResyncStatus,
-    Severity, StateCode, TargetGroup, TargetServerStatus, VolumeReport, VolumeSummary,
+    AgentReport, Bottleneck, CaptureMode, PointInfo, ProcessGroup, ProcessServerStatus, ProofInfo,
+    ResyncStatus, Severity, StateCode, TargetGroup, TargetServerStatus, VolumeReport, VolumeSummary,
 };
 use serde::Serialize;
 
@@ -44,6 +44,8 @@ pub(crate) struct GroupView {
     pub(crate) applied_bytes_per_s: Option<f64>,
     pub(crate) points: u64,
     pub(crate) newest_point: Option<PointInfo>,
+    /// The last proof that a machine comes up from a point.
+    pub(crate) proof: Option<ProofInfo>,
     pub(crate) oldest_point: Option<PointInfo>,
     /// The volumes as the agent sees them; empty when it has not reported.
     pub(crate) volumes: Vec<VolumeReport>,
@@ -175,6 +177,7 @@ fn group_view(
         applied_bytes_per_s: target.map(|(group, _)| group.applied_bytes_per_s),
         points: target.map_or(0, |(group, _)| group.points),
         newest_point,
+        proof: target.and_then(|(group, _)| group.proof.clone()),
         oldest_point: target.and_then(|(group, _)| group.oldest_point.clone()),
         volumes: report.map(|report| report.volumes.clone()).unwrap_or_default(),
         replicas: target.map(|(group, _)| group.volumes.clone()).unwrap_or_default(),
@@ -358,6 +361,7 @@ pub(crate) mod tests {
             applied_cut_time: ago(3),
             failover: None,
             promoted: None,
+            proof: None,
             newest_point: Some(point(7, 3)),
             oldest_point: Some(point(2, 500)),
             points: 6,

@@ -83,6 +83,15 @@ fn group_text(group: &GroupView) -> String {
         "Lag:        {lag}; {} not applied (to be read {}, at the agent {}, in the cache {})",
         group.lag_bytes, group.lag.remaining, group.lag.agent, group.lag.cache
     );
+    if let Some(proof) = &group.proof {
+        let (when, _) = text::instant(proof.proven);
+        let _ = writeln!(
+            out,
+            "Proven:     point {} came up in {}, {when}",
+            proof.epoch,
+            text::span(Duration::from_millis(proof.took_ms))
+        );
+    }
     let rate = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), text::rate);
     let mode = group.mode.map_or_else(|| "unknown".to_owned(), |mode| mode.to_string());
     let _ = writeln!(

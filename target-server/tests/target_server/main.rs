@@ -3,5 +3,6 @@
 mod command;
 mod export;
 mod failover;
+mod proof;
 mod server;
 mod support;
