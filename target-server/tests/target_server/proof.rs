@@ -7,7 +7,8 @@ use wire::{RefusalCode, WireError};
 use super::support::{GROUP, Site, VOLUME, epochal};
 
 async fn prove(site: &Site, epoch: u64, volume: VolumeId, took_ms: u64) -> Result<ProofInfo, WireError> {
-    let request = OperatorRequest::Proven { group: GROUP, epoch: Epoch(epoch), volumes: vec![volume], took_ms };
+    let request =
+        OperatorRequest::Proven { group: GROUP, epoch: Epoch(epoch), volumes: vec![volume], took_ms };
     site.ask(&request).await.map(|json| serde_json::from_str(&json).unwrap())
 }
 
