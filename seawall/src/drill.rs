@@ -286,6 +286,8 @@ async fn end(options: &DrillStopOptions) -> anyhow::Result<()> {
     let servers = Servers::load(&options.place)?;
     let parts = running(&servers).await?;
     let mut names: Vec<&Label> = parts.iter().filter_map(|part| part.drill.as_ref()).collect();
+    // Parts of drills that began at the same time are mixed.
+    names.sort_unstable_by_key(|name| name.as_str());
     names.dedup();
     let name = match (&options.name, &names[..]) {
         (Some(name), names) if names.contains(&name) => name.clone(),

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,8 @@ const TEXT_BYTES_MAX: usize = 1024;
 
 Proven is a point when the machine has said every --expect on its serial console in time, no --never, and the --probe, started after
 that, has ended with 0. Exit status 3: it is not. The machine runs as with `seawall boot`: on overlays, reaching nobody unless it is
-given a network; it is ended at the end. The target server keeps the last proof of a group; `seawall status` shows it. The probe finds SEAWALL_GROUP, SEAWALL_POINT and SEAWALL_CONSOLE in its environment.")]
+given a network; it is ended at the end. The target server keeps the last proof of a group; `seawall status` shows it.
+The probe finds SEAWALL_GROUP, SEAWALL_POINT and SEAWALL_CONSOLE in its environment.")]
 pub(crate) struct ProveOptions {
     #[command(flatten)]
     pub(crate) machine: MachineOptions,
@@ -109,6 +111,8 @@ impl Watch<'_> {
 
 /// Why a point is not proven.
 type Why = String;
+/// A probe that runs.
+type Running<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Result<(), Why>>> + 'a>>;
 
 pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
     // Before anything is started, so that no signal is lost.
@@ -132,12 +136,28 @@ pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
     let mut machine = command.spawn().context("run setpriv (of util-linux)")?;
     let mut console = machine.stdout.take().context("the machine's console")?;
     let mut watch = Watch::new(&options.expect, &options.never);
+    // It is read to the end, also while the probe runs: a console that nobody reads makes its machine wait.
     let proving = async {
         let mut bytes = vec![0; READ_BYTES];
-        while !watch.all_seen() {
-            let length = console.read(&mut bytes).await.context("read the machine's console")?;
+        let mut probing: Option<Running<'_>> = None;
+        loop {
+            if watch.all_seen() && probing.is_none() {
+                match &options.probe {
+                    None => return Ok(Ok(())),
+                    Some(program) => probing = Some(Box::pin(probe(program, options, &info))),
+                }
+            }
+            let length = tokio::select! {
+                length = console.read(&mut bytes) => length.context("read the machine's console")?,
+                probed = ended(&mut probing) => return probed,
+            };
             if length == 0 {
-                return Ok(Err(format!("the machine ended before it said {}", watch.missing())));
+                let before = if probing.is_some() {
+                    "the probe ended".to_owned()
+                } else {
+                    format!("it said {}", watch.missing())
+                };
+                return Ok(Err(format!("the machine ended before {before}")));
             }
             if let Some(log) = &mut log {
                 log.write_all(&bytes[..length]).context("write the console's file")?;
@@ -147,15 +167,13 @@ pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
             }
             bar.set_message(last_line(&watch.tail));
         }
-        match &options.probe {
-            None => Ok(Ok(())),
-            Some(program) => probe(program, options, &info).await,
-        }
     };
+    let within = text::span(options.within);
     let outcome: anyhow::Result<Result<(), Why>> = tokio::select! {
         outcome = tokio::time::timeout(options.within.saturating_sub(began.elapsed()), proving) => match outcome {
             Ok(outcome) => outcome,
-            Err(_) => Ok(Err("its time is over".to_owned())),
+            Err(_) if watch.all_seen() => Ok(Err(format!("the probe has not ended within {within}"))),
+            Err(_) => Ok(Err(format!("it has not said {} within {within}", watch.missing()))),
         },
         _ = terminate.recv() => Err(anyhow::anyhow!("prove the point: ended by SIGTERM")),
         _ = interrupt.recv() => Err(anyhow::anyhow!("prove the point: ended by SIGINT")),
@@ -164,10 +182,7 @@ pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
     let took = began.elapsed();
     bar.finish_and_clear();
     end(&mut machine).await?;
-    let mut outcome = outcome?;
-    if outcome.is_err() && !watch.all_seen() && outcome.as_ref().is_err_and(|why| why == "its time is over") {
-        outcome = Err(format!("it has not said {} within {}", watch.missing(), text::span(options.within)));
-    }
+    let outcome = outcome?;
     let kept = match outcome.is_ok() {
         true => keep(&prepared, took).await.map(Some).unwrap_or_else(|error| {
             tracing::warn!("tell the target server that the point is proven: {error:#}");
@@ -176,6 +191,14 @@ pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
         false => None,
     };
     report(options, &prepared, &watch, outcome, took, kept.as_ref())
+}
+
+/// Waits for a probe that runs; for ever when none does.
+async fn ended(running: &mut Option<Running<'_>>) -> anyhow::Result<Result<(), Why>> {
+    match running {
+        Some(running) => running.await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn probe(

@@ -21,6 +21,8 @@ pub(crate) enum Mutation {
     OverflowIgnored,
     /// R3: dirty granules are counted when the write has been seen completed, not before their bit is set.
     CountedTooLate,
+    /// R3: they are counted again while programs run that have counted theirs and not set the bits.
+    RecountedTooEarly,
     /// R3: the bits are looked at before the ring is consumed.
     BitsBeforeRing,
     /// R3: only dirty granules keep an epoch from being offered, not those being drained.
@@ -118,6 +120,7 @@ impl Mutation {
             RequeueIgnored,
             OverflowIgnored,
             CountedTooLate,
+            RecountedTooEarly,
             BitsBeforeRing,
             OfferedWhileDraining,
             DirtyCaptured,

@@ -213,7 +213,9 @@ impl Tap for SimTap {
         let mut world = self.shared.enter();
         let marked = world.marked;
         // Every program that runs now comes to its end.
-        world.end_programs();
+        if !world.is(Mutation::RecountedTooEarly) {
+            world.end_programs();
+        }
         let dirty: u32 = world.volumes.iter().map(|volume| volume.dirty.count_ones()).sum();
         world.preempt();
         self.counted = u64::from(dirty).wrapping_sub(marked.wrapping_sub(world.marked_again));
