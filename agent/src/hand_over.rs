@@ -7,11 +7,13 @@
 //!
 //! When anything fails, or whoever asked has gone, the disks are released.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use block::{ByteCount, Consistency, Epoch, Label};
 use control::{AgentRefusal, ResyncWhen};
 use parking_lot::Mutex;
@@ -48,12 +50,31 @@ pub(crate) struct HandedOver {
 /// The disks of the group, and whether they are kept from others.
 pub(crate) struct Disks {
     paths: Vec<PathBuf>,
-    claims: Mutex<Option<Vec<OwnedFd>>>,
+    claims: Mutex<Option<Claims>>,
+}
+
+/// What keeps the disks from others.
+struct Claims {
+    _claimed: Vec<OwnedFd>,
+    /// What came of it; nothing while it goes on.
+    handed_over: Option<HandedOver>,
 }
 
 impl Disks {
     pub(crate) fn new(paths: Vec<PathBuf>) -> Disks {
         Disks { paths, claims: Mutex::new(None) }
+    }
+
+    /// What was handed over and not released.
+    fn handed_over(&self) -> Option<HandedOver> {
+        self.claims.lock().as_ref()?.handed_over
+    }
+
+    /// Whether nothing can write to them, be it that an agent before this one handed them over.
+    pub(crate) fn are_handed_over(&self) -> bool {
+        let claims = self.claims.lock();
+        claims.as_ref().is_none_or(|claims| claims.handed_over.is_some())
+            && self.paths.iter().all(|path| is_read_only(path) == Some(true))
     }
 
     /// Keeps them from everybody.
@@ -69,7 +90,7 @@ impl Disks {
                 return Err((AgentRefusal::InUse, format!("hand over: {error:#}")));
             }
         }
-        *claims = Some(claimed);
+        *claims = Some(Claims { _claimed: claimed, handed_over: None });
         Ok(())
     }
 
@@ -83,8 +104,32 @@ impl Disks {
     }
 
     fn writable(&self) -> anyhow::Result<()> {
-        self.paths.iter().try_for_each(|path| set(path, "--setrw"))
+        self.paths.iter().try_for_each(|path| let_write(path))
     }
+}
+
+fn is_read_only(path: &PathBuf) -> Option<bool> {
+    let number = std::fs::metadata(path).ok().filter(|data| data.file_type().is_block_device())?.rdev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    Some(std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).ok()?.trim() == "1")
+}
+
+/// Lets everybody write to disks, as configurations name them.
+pub(crate) fn let_write_all(devices: &[String]) -> anyhow::Result<()> {
+    let disks = capture::Disks::default();
+    for device in devices {
+        let name: capture::DeviceName =
+            device.parse().with_context(|| format!("read the disk's name {device}"))?;
+        for disk in disks.resolve(&name).with_context(|| format!("find the disk {device}"))?.disks {
+            let_write(&disk.path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets everybody write to a disk and its partitions.
+fn let_write(path: &PathBuf) -> anyhow::Result<()> {
+    set(path, "--setrw")
 }
 
 fn claim(path: &PathBuf) -> Result<OwnedFd, Refused> {
@@ -158,6 +203,10 @@ pub(crate) struct Means {
 /// Hands over; what it is doing goes to `doing`. Dropping it before its end releases the disks.
 pub(crate) async fn run(means: &Means, doing: &mpsc::UnboundedSender<String>) -> Result<HandedOver, Refused> {
     let tell = |text: String| drop(doing.send(text));
+    // Whoever asks again, because the answer was lost, gets it again.
+    if let Some(handed_over) = means.disks.handed_over() {
+        return Ok(handed_over);
+    }
     let disks = means.disks.clone();
     blocking(move || disks.keep()).await?;
     let mut kept = Kept(Some(means.disks.clone()));
@@ -181,7 +230,11 @@ pub(crate) async fn run(means: &Means, doing: &mpsc::UnboundedSender<String>) ->
     };
     let epoch = last_point(means, &tell).await?;
     kept.0 = None;
-    Ok(HandedOver { epoch, equal, different })
+    let handed_over = HandedOver { epoch, equal, different };
+    if let Some(claims) = &mut *means.disks.claims.lock() {
+        claims.handed_over = Some(handed_over);
+    }
+    Ok(handed_over)
 }
 
 async fn blocking<T: Send + 'static>(

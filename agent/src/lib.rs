@@ -186,7 +186,9 @@ impl Parts {
         let stop = Arc::new(AtomicBool::new(false));
         let outbox = Arc::new(Outbox::new(resumed));
         comparisons.follow(&outbox);
-        let reports = Arc::new(Reports::new(config, &volumes, notes));
+        let disks: Vec<_> = volumes.list.iter().map(|volume| volume.path.clone()).collect();
+        let kept = Arc::new(hand_over::Disks::new(disks.clone()));
+        let reports = Arc::new(Reports::new(config, &volumes, notes, kept.clone()));
         let processor = Processor::new(&config.limits);
         let sealing = (outbox.clone(), reports.clone(), processor.clone(), stop.clone());
         let (sealer, seal_thread) = seal::start(config, key, sealing)?;
@@ -205,11 +207,9 @@ impl Parts {
             .name("capture".into())
             .spawn(move || engine.run())
             .context("start the capture thread")?;
-        let disks: Vec<_> = volumes.list.iter().map(|volume| volume.path.clone()).collect();
-        let (points, point_thread) =
-            point::start(config, disks.clone(), scanned, orders.clone(), stop.clone())?;
+        let (points, point_thread) = point::start(config, disks, scanned, orders.clone(), stop.clone())?;
         let means = hand_over::Means {
-            disks: Arc::new(hand_over::Disks::new(disks)),
+            disks: kept,
             points,
             orders,
             outbox: outbox.clone(),

@@ -10,6 +10,7 @@ use telemetry::Meter;
 use wire::{RefusalCode, WireError};
 
 use crate::config::AgentConfig;
+use crate::hand_over::Disks;
 use crate::limits::process_time;
 use crate::outbox::{Mismatch, Outbox};
 use crate::volumes::{Presence, Volumes};
@@ -38,11 +39,17 @@ pub(crate) struct Reports {
     devices: Vec<(VolumeId, String, String)>,
     notes: Vec<String>,
     presence: Arc<Presence>,
+    disks: Arc<Disks>,
     memory: ByteCount,
 }
 
 impl Reports {
-    pub(crate) fn new(config: &AgentConfig, volumes: &Volumes, notes: Vec<String>) -> Reports {
+    pub(crate) fn new(
+        config: &AgentConfig,
+        volumes: &Volumes,
+        notes: Vec<String>,
+        disks: Arc<Disks>,
+    ) -> Reports {
         for note in &notes {
             tracing::info!(capture = note, "capture chosen");
         }
@@ -65,11 +72,12 @@ impl Reports {
             link: None,
         };
         let (presence, memory) = (volumes.presence.clone(), config.agent.epoch_memory_bytes);
-        Reports { state: Mutex::new(state), devices, notes, presence, memory }
+        Reports { state: Mutex::new(state), devices, notes, presence, disks, memory }
     }
 
     pub(crate) fn latest(&self) -> AgentReport {
-        self.state.lock().report.clone()
+        let handed_over = self.disks.are_handed_over();
+        AgentReport { handed_over, ..self.state.lock().report.clone() }
     }
 
     /// Capture or sealing has ended for good.
@@ -215,6 +223,8 @@ impl Reports {
             last_error,
             resync,
             next_try,
+            // As it is when somebody asks.
+            handed_over: false,
         };
     }
 }

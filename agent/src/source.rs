@@ -119,6 +119,12 @@ fn ebpf(
         ));
         tracing::warn!(volume = volume.name, device = %device.path().display(), "queue/iostats is switched off");
     }
+    for (volume, _) in volumes.iter().zip(&devices).filter(|(_, device)| device.is_read_only()) {
+        notes.push(format!(
+            "{} is read-only, so nothing changes on it; `seawall hand-over --release` or `blockdev --setrw` lets it be written to",
+            volume.name
+        ));
+    }
     let why_not_data = tap.why_not_data().map(str::to_owned);
     let disks =
         DirectDisks::new(disks, DRAIN_THREADS).context("start the threads that read dirty granules")?;

@@ -28,6 +28,15 @@
     if (element.textContent !== text) element.textContent = text;
   }
 
+  // Buttons stay as they were when the page was fetched, so that nobody's typing is lost; when they are of another stage of the
+  // group's way by now, the page says so.
+  function lifecycle() {
+    const now = document.querySelector("#live [data-stage]");
+    const buttons = document.getElementById("lifecycle");
+    if (!now || !buttons) return;
+    buttons.querySelector("[data-changed]").hidden = now.dataset.stage === buttons.dataset.stage;
+  }
+
   function localise() {
     const live = document.getElementById("live");
     if (live?.dataset.now) clockAhead = Date.now() - Number(live.dataset.now);
@@ -36,6 +45,7 @@
       say(time, moments.format(date));
       time.title = full.format(date);
     }
+    lifecycle();
     count();
   }
 

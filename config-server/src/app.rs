@@ -26,5 +26,7 @@ pub(crate) struct App {
     pub(crate) newest_event: watch::Receiver<i64>,
     /// There is something to do for a job.
     pub(crate) jobs_wake: Notify,
+    /// There may be something to do for a part that waits for it.
+    pub(crate) tasks_wake: Notify,
     pub(crate) stopping: watch::Receiver<bool>,
 }

@@ -41,7 +41,10 @@ const TABLES: [(&str, &str); 22] = [
     ),
     ("certificates", "serial part_id n:expires n:revoked"),
     ("policies", "id name policy n:changed"),
-    ("protection_groups", "id machine_id n:generation state policy_id process_id n:created n:looked"),
+    (
+        "protection_groups",
+        "id machine_id n:generation state policy_id process_id n:created n:looked n:committed",
+    ),
     ("group_targets", "group_id target_id sealed_key"),
     ("point_lists", "group_id target_id n:time n:newest list"),
     ("volumes", "group_id name device n:place"),

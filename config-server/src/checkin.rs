@@ -2,6 +2,7 @@
 //! parts cost few syncs; each is answered when it is durable.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use control::fleet::{
 use parking_lot::Mutex;
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::api::enrol::{collection, revoked};
 use crate::app::App;
@@ -26,6 +28,8 @@ use crate::view;
 pub const CHECK_IN_EVERY_MS: u64 = 5_000;
 /// How soon a part comes back that was told to do something, in milliseconds: somebody waits for it.
 pub const CHECK_IN_SOON_MS: u64 = 1_000;
+/// How soon a part comes back that was let wait, in milliseconds.
+pub const CHECK_IN_AGAIN_MS: u64 = 50;
 /// Check-ins of one transaction.
 const BATCH_MAX: usize = 256;
 /// Check-ins that wait. Past it parts are told to come again.
@@ -94,7 +98,7 @@ pub(crate) async fn check_in(
     mut said: CheckIn,
 ) -> Answer<CheckInReply> {
     sensible(role, &mut said)?;
-    let (digest, revoked_version) = (said.digest.clone(), said.revoked_version);
+    let (digest, revoked_version, patient) = (said.digest.clone(), said.revoked_version, said.patient);
     let (answer, kept) = oneshot::channel();
     let json = |kept: serde_json::Result<String>| kept.map_err(|error| internal("keep a report", error));
     let report = said.report.as_ref().map(serde_json::to_string).transpose();
@@ -113,7 +117,24 @@ pub(crate) async fn check_in(
         .retry_after(CHECK_IN_EVERY_MS / 1000)
     })?;
     kept.await.map_err(|error| internal("keep a report", error))??;
-    reply(app, &part, role, &digest, revoked_version).await
+    let until = Instant::now() + Duration::from_millis(CHECK_IN_EVERY_MS);
+    let mut stopping = app.stopping.clone();
+    loop {
+        // Before it is looked (else what comes between would be heard of only at the end).
+        let mut woken = pin!(app.tasks_wake.notified());
+        woken.as_mut().enable();
+        let mut reply = reply(app, &part, role, &digest, revoked_version).await?;
+        if !patient || reply.interval_ms < CHECK_IN_EVERY_MS || reply.revoked.is_some() {
+            return Ok(reply);
+        }
+        // It has waited here.
+        reply.interval_ms = CHECK_IN_AGAIN_MS;
+        tokio::select! {
+            () = woken => {}
+            () = tokio::time::sleep_until(until) => return Ok(reply),
+            _ = stopping.wait_for(|stopping| *stopping) => return Ok(reply),
+        }
+    }
 }
 
 fn sensible(role: PartRole, said: &mut CheckIn) -> Answer<()> {
@@ -220,6 +241,9 @@ pub(crate) async fn run(app: Arc<App>, mut queue: Queue) {
         }
         let now = UnixMillis::now();
         let kept = keep_all(&app, &batch, now, &mut slots).await;
+        if batch.iter().any(|arrived| !arrived.said.tasks.is_empty()) {
+            app.jobs_wake.notify_one();
+        }
         for arrived in batch {
             if kept.is_ok() {
                 app.store.reports.put(arrived.part, now, arrived.said.report);

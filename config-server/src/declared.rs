@@ -32,6 +32,8 @@ pub(crate) struct DeclaredGroup {
     /// Name and device, in their order.
     pub(crate) volumes: Vec<(String, String)>,
     pub(crate) created: UnixMillis,
+    /// When a failover was committed, and the machine has not been protected since.
+    pub(crate) committed: Option<UnixMillis>,
 }
 
 #[derive(Debug)]
@@ -101,7 +103,7 @@ async fn read(from: &mut AnyConnection, only: Option<&GroupId>) -> Answer<Declar
         volumes.entry(row.try_get("group_id")?).or_default().push(volume);
     }
     let sql = format!(
-        "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state, g.created, m.name
+        "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state, g.created, g.committed, m.name
          FROM protection_groups g JOIN parts m ON m.id = g.machine_id WHERE g.state <> 'removed'{}",
         of("g.id")
     );
@@ -122,6 +124,7 @@ async fn read(from: &mut AnyConnection, only: Option<&GroupId>) -> Answer<Declar
             targets: targets.remove(&id).unwrap_or_default(),
             volumes: volumes.remove(&id).unwrap_or_default(),
             created: UnixMillis(row.try_get("created")?),
+            committed: Some(UnixMillis(row.try_get("committed")?)).filter(|time| time.0 > 0),
         };
         declared.insert(id, group);
     }

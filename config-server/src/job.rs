@@ -208,6 +208,16 @@ pub(crate) async fn claim(app: &App) -> Answer<Vec<Held>> {
     Ok(held)
 }
 
+/// Ends the leases of this config server, which stops.
+pub(crate) async fn let_go(app: &App) -> Answer<()> {
+    let mut act = app.store.act().await?;
+    sqlx::query("UPDATE jobs SET lease_until = 0 WHERE lease_holder = $1")
+        .bind(app.holder.as_str())
+        .execute(&mut *act)
+        .await?;
+    Ok(act.commit().await?)
+}
+
 /// Keeps what has become of a job, if its lease is still ours; with `also`, in the same act.
 pub(crate) async fn keep(app: &App, act: &mut Act, held: &mut Held) -> Answer<bool> {
     if held.job == held.before {

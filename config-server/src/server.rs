@@ -96,6 +96,7 @@ impl ConfigServer {
             streams: Arc::new(Semaphore::new(api::STREAMS_MAX)),
             newest_event: newest_seen,
             jobs_wake: Notify::new(),
+            tasks_wake: Notify::new(),
             stopping: stopping.clone(),
         });
         let router = api::router(&app);
@@ -165,6 +166,10 @@ impl Handle {
             if let Err(error) = task.await {
                 tracing::error!(%error, "stop the config server");
             }
+        }
+        // Another config server need not wait until it is clear that this one has gone.
+        if let Err(fault) = job::let_go(&self.app).await {
+            tracing::warn!(%fault, "let go of the jobs; another config server goes on with them in {} s", job::LEASE.as_secs());
         }
         self.app.store.close().await;
     }

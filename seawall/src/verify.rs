@@ -177,6 +177,11 @@ fn verify_replica(
     for volume in volumes {
         let epoch = match options.point.unwrap_or_default() {
             PointSelector::Epoch(epoch) => epoch,
+            PointSelector::Application => {
+                anyhow::bail!(
+                    "verify: say which point by its number; `seawall points` shows which are application-consistent"
+                )
+            }
             PointSelector::Latest => report.newest().context("verify: there is no recovery point yet")?,
         };
         let mut problems: Vec<String> =

@@ -23,6 +23,7 @@ use wire::{LiveCredentials, Operation, RefusalCode, WireError};
 
 use crate::operate::{json, open_view, unknown};
 use crate::refusal::Refusal;
+use crate::retain::epoch_of;
 use crate::server::Server;
 
 /// Exports at the same time. A further one is refused as busy.
@@ -254,16 +255,8 @@ fn wanted(server: &Server, request: &ExportRequest) -> Result<Vec<VolumeId>, Ref
         };
         let group = server.group(request.group).ok_or_else(unknown)?;
         let replica = group.replica()?;
-        let points = replica.points();
-        let point = match request.point {
-            PointSelector::Latest => points.last(),
-            PointSelector::Epoch(epoch) => points.iter().find(|point| point.epoch == epoch),
-        };
-        wanted = point.map_or_else(Vec::new, |point| point.volumes.iter().map(|info| info.id).collect());
-        if wanted.is_empty() {
-            let message = format!("export group {}: it has no such recovery point", request.group);
-            return Err(Refusal::new(RefusalCode::NotFound, message));
-        }
+        let point = replica.point(epoch_of(replica, request.point)?)?;
+        wanted = point.volumes.iter().map(|info| info.id).collect();
     }
     let mut distinct = wanted.clone();
     distinct.sort_unstable();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block::{Generation, GroupId};
+use block::{ByteCount, Generation, GroupId};
 use control::{FailoverInfo, FailoverReply, FailoverStep, PromotedInfo};
 use replica::{GroupReplica, Pace, ReplicaError};
 use wire::{Operation, RefusalCode, WireError};
@@ -49,9 +49,9 @@ pub(crate) async fn serve(
     }
 }
 
-fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<FailoverReply, Refusal> {
+pub(crate) fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<FailoverReply, Refusal> {
     let (group, replica) = replica_of(server, id)?;
-    let mut changed_bytes = Default::default();
+    let mut changed_bytes = ByteCount::ZERO;
     match step {
         FailoverStep::Start(point) => {
             let point = epoch_of(&replica, point)?;
@@ -72,12 +72,17 @@ fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<FailoverReply
         }
         FailoverStep::Demote => replica.demote()?,
     }
-    Ok(FailoverReply {
-        group: id,
+    Ok(reply(&replica, id, changed_bytes))
+}
+
+/// How the group is after a step.
+pub(crate) fn reply(replica: &GroupReplica, group: GroupId, changed_bytes: ByteCount) -> FailoverReply {
+    FailoverReply {
+        group,
         generation: replica.applied().0.unwrap_or_default(),
         point: replica.points_summary().newest.as_ref().map(point_info),
         changed_bytes,
-    })
+    }
 }
 
 /// A sender is told to come again; an operator, what to do first.

@@ -240,7 +240,7 @@ impl Group {
         status.newest_point = points.newest.as_ref().map(point_info);
         status.oldest_point = points.oldest.as_ref().map(point_info);
         status.points = points.count;
-        status.newest_application_cut_time = points.newest_application;
+        status.newest_application_cut_time = points.newest_application.map(|point| point.cut_time);
         let space = replica.space();
         status.undo_bytes = space.used;
         status.warnings.extend(space.warning);

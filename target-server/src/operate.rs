@@ -9,7 +9,7 @@ use control::{
     ExportsReply, OperatorRequest, PointSelector, ServerStatus, VIEW_RANGES_MAX, ViewHead, ViewRange,
     ViewTail,
 };
-use replica::{Point, ReplicaError, View};
+use replica::{ReplicaError, View};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use wire::{Operation, RefusalCode, ViewWriter, WireError};
@@ -163,16 +163,11 @@ pub(crate) fn open_view(
     let group = server.group(group).ok_or_else(|| unknown(group))?;
     let replica = group.replica()?;
     loop {
-        let point: Point = match selector {
-            PointSelector::Latest => replica.points_summary().newest.ok_or_else(|| {
-                let message = format!("group {} has no recovery point yet", group.id);
-                Refusal::new(RefusalCode::NotFound, message)
-            })?,
-            PointSelector::Epoch(epoch) => replica.point(epoch)?,
-        };
-        let view = match replica.view(volume, point.epoch) {
+        let epoch = retain::epoch_of(replica, selector)?;
+        let opened = replica.point(epoch).and_then(|point| Ok((replica.view(volume, epoch)?, point)));
+        let (view, point) = match opened {
             // Dropped since: the newest is another one now.
-            Err(ReplicaError::NoSuchPoint { .. }) if selector == PointSelector::Latest => continue,
+            Err(ReplicaError::NoSuchPoint { .. }) if !matches!(selector, PointSelector::Epoch(_)) => continue,
             other => other?,
         };
         let info = point.volumes.iter().find(|info| info.id == volume);

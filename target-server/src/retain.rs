@@ -119,13 +119,16 @@ pub(crate) fn replica_of(
 }
 
 pub(crate) fn epoch_of(replica: &GroupReplica, selector: PointSelector) -> Result<block::Epoch, Refusal> {
-    match selector {
-        PointSelector::Epoch(epoch) => Ok(epoch),
-        PointSelector::Latest => replica.points_summary().newest.map(|point| point.epoch).ok_or_else(|| {
-            let message = format!("group {} has no recovery point yet", replica.group());
-            Refusal::new(RefusalCode::NotFound, message)
-        }),
-    }
+    let (point, what) = match selector {
+        PointSelector::Epoch(epoch) => return Ok(epoch),
+        PointSelector::Latest => (replica.points_summary().newest, "recovery point"),
+        PointSelector::Application => {
+            (replica.points_summary().newest_application, "application-consistent recovery point")
+        }
+    };
+    point.map(|point| point.epoch).ok_or_else(|| {
+        Refusal::new(RefusalCode::NotFound, format!("group {} has no {what} yet", replica.group()))
+    })
 }
 
 /// Pins, unpins, deletes.

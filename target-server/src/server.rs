@@ -207,6 +207,11 @@ impl Handle {
         groups.iter().filter_map(|group| retain::points_shown(&self.server, *group)).collect()
     }
 
+    /// What leads groups through failovers.
+    pub(crate) fn failovers(&self) -> crate::fleet::task::Failovers {
+        crate::fleet::task::Failovers { server: self.server.clone() }
+    }
+
     /// What takes up more groups while the server runs.
     pub(crate) fn adder(&self) -> Adder {
         Adder { server: self.server.clone() }

@@ -25,6 +25,13 @@ pub(super) async fn perform(post: &Post, kind: TaskKind, done: TaskDone) {
         TaskKind::SealKey { group, targets } => seal_key(&post.config, group, &targets),
         TaskKind::Point { consistency, label } => point(post, &consistency, label, &done).await,
         TaskKind::Resync { volume } => resync(post, volume).await,
+        TaskKind::HandOver => hand_over(post, &done).await,
+        TaskKind::Release { devices } => release(post, &devices).await,
+        TaskKind::FailOver { .. }
+        | TaskKind::CommitFailover { .. }
+        | TaskKind::CancelFailover { .. }
+        | TaskKind::Promote { .. }
+        | TaskKind::Demote { .. } => Err(anyhow::anyhow!("this is an agent; a target server does that")),
         TaskKind::Unknown => Err(anyhow::anyhow!("this agent does not know the task; upgrade it")),
     };
     match result {
@@ -161,6 +168,44 @@ async fn resync(post: &Post, volume: Option<String>) -> anyhow::Result<(String, 
         AgentAnswer::Comparing { volumes, bytes, .. } => {
             Ok((format!("Comparing {} ({bytes}) with the replica.", volumes.join(", ")), Value::Null))
         }
+        AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
+        _ => bail!("the agent answered what it was not asked"),
+    }
+}
+
+async fn hand_over(post: &Post, done: &TaskDone) -> anyhow::Result<(String, Value)> {
+    let mut answers = ask(&socket(post)?, &AgentRequest::HandOver).await?;
+    while let Some(line) = answers.next_line().await.context("read the agent's answer")? {
+        match serde_json::from_str(&line).context("read the agent's answer")? {
+            AgentAnswer::Progress { doing } => done.running(doing).await,
+            AgentAnswer::HandedOver { epoch, equal, different } => {
+                let message = format!(
+                    "Point {epoch} is what the disks are: {equal} compared with the target's and found the same."
+                );
+                return Ok((
+                    message,
+                    json!({ "epoch": epoch.0, "equal": equal.0, "different": different.0 }),
+                ));
+            }
+            AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
+            _ => bail!("the agent answered what it was not asked"),
+        }
+    }
+    bail!("the agent ended without an answer")
+}
+
+async fn release(post: &Post, devices: &[String]) -> anyhow::Result<(String, Value)> {
+    let done = || Ok(("The disks can be written to again.".to_owned(), Value::Null));
+    if post.running.lock().protection.is_none() {
+        // Handed over, failed over for good: nobody else knows of them any more.
+        let devices = devices.to_vec();
+        let released = tokio::task::spawn_blocking(move || crate::hand_over::let_write_all(&devices)).await?;
+        return released.and_then(|()| done());
+    }
+    let mut answers = ask(&socket(post)?, &AgentRequest::Release).await?;
+    let line = answers.next_line().await.context("read the agent's answer")?;
+    match serde_json::from_str(&line.context("the agent ended without an answer")?)? {
+        AgentAnswer::Released => done(),
         AgentAnswer::Refused { reason, .. } => bail!("{reason}"),
         _ => bail!("the agent answered what it was not asked"),
     }

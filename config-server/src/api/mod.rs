@@ -8,6 +8,7 @@ pub(crate) mod declare;
 pub(crate) mod enrol;
 mod event;
 pub(crate) mod extract;
+mod failover;
 pub(crate) mod guard;
 mod look;
 pub(crate) mod policy;
@@ -266,6 +267,51 @@ fn protection() -> Vec<Act> {
             OPERATE,
             "Compare with the replica, and send what differs",
             declare::resync,
+        )
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/failover",
+            OPERATE,
+            "Fail over: fence the source, and make the volumes at the target what they were at a point",
+            failover::start,
+        )
+        .takes::<f::StartFailover>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/failover/commit",
+            OPERATE,
+            "Keep a failover for good; the machine is not protected any more",
+            failover::commit,
+        )
+        .takes::<f::Confirm>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/failover/cancel",
+            OPERATE,
+            "Take a failover back, and with it what was written since; the source is taken again",
+            failover::cancel,
+        )
+        .takes::<f::Confirm>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/promote",
+            OPERATE,
+            "Take writes to the volumes of a failed-over group at its target",
+            failover::promote,
+        )
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/demote",
+            OPERATE,
+            "End that: what was written is applied, and a recovery point",
+            failover::demote,
+        )
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/release",
+            OPERATE,
+            "Let the machine write to disks that it has handed over",
+            failover::release,
         )
         .gives::<f::JobInfo>(202, "The job"),
     ]

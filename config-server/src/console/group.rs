@@ -13,7 +13,7 @@ use super::asset::address;
 use super::door::Visit;
 use super::form::Form;
 use super::machine::in_path;
-use super::{Shown, go, layout, overview, timeline, words};
+use super::{Shown, failover, go, layout, overview, timeline, words};
 use crate::fault::Answer;
 
 /// The steps of the ladder, with the stage that explains each.
@@ -90,6 +90,12 @@ fn answer(group: &GroupInfo) -> Markup {
                 }
             }
             p { (words::state(group.state)) " " (group.meaning) }
+            p { "Last proven to come up: "
+                @match &group.proof {
+                    Some(proof) => { "point " (words::number(proof.epoch.0)) " of " (words::moment(words::millis(proof.cut_time)))
+                        ", in " strong { (words::span(i64::try_from(proof.took_ms).unwrap_or(i64::MAX))) } " (" (words::ago(words::millis(proof.proven))) ")" }
+                    None => { "never; " code { "seawall prove" } " at the target does it" }
+                } }
             @if group.severity > control::Severity::Good { p { strong { "What to do: " } (group.what_to_do) } }
             @for warning in &group.warnings { p.problem { (warning) } }
         }
@@ -169,11 +175,12 @@ pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
                 (volumes(&group))
             }
         }
+        section data-stage=(failover::stage(&group).code()) { h2 { "Lifecycle" } (failover::way(&group)) }
         section { h2 { "Recovery points" } (timeline::show(&group, &points, &policy.policy)) }
     };
     let rest = html! {
         (charts(&group))
-        (acts(&visit, &group, &policy).await?)
+        (acts(&visit, &group, &policy, &servers).await?)
         link rel="stylesheet" href=(address("uPlot.css"));
         script defer src=(address("uPlot.js")) {}
         script defer src=(address("charts.js")) {}
@@ -210,7 +217,12 @@ fn charts(group: &GroupInfo) -> Markup {
     }
 }
 
-async fn acts(visit: &Visit, group: &GroupInfo, policy: &PolicyInfo) -> Answer<Markup> {
+async fn acts(
+    visit: &Visit,
+    group: &GroupInfo,
+    policy: &PolicyInfo,
+    servers: &[ServerInfo],
+) -> Answer<Markup> {
     if visit.user.role < Role::Operator {
         return Ok(html! {});
     }
@@ -223,6 +235,11 @@ async fn acts(visit: &Visit, group: &GroupInfo, policy: &PolicyInfo) -> Answer<M
     let path = format!("/groups/{}", group.id);
     let name = group.name.as_str();
     Ok(html! {
+        section #lifecycle data-stage=(failover::stage(group).code()) {
+            h2 { "Fail over, and back" }
+            p.problem data-changed hidden { "This has changed meanwhile. " a href=(path) { "Show what can be done now" } }
+            (failover::acts(visit, group, servers))
+        }
         section {
             h2 { "Act" }
             div.acts {

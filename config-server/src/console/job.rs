@@ -21,6 +21,12 @@ fn what(job: &JobInfo) -> String {
         JobKind::Unprotect => "End the protection of",
         JobKind::Point => "Take a recovery point of",
         JobKind::Resync => "Compare with the replica:",
+        JobKind::Failover => "Fail over",
+        JobKind::CommitFailover => "Commit the failover of",
+        JobKind::CancelFailover => "Cancel the failover of",
+        JobKind::Promote => "Promote",
+        JobKind::Demote => "Demote",
+        JobKind::Release => "Release the disks of",
     };
     format!("{verb} {}", job.subject)
 }

@@ -195,7 +195,7 @@ pub(super) fn danger(
 }
 
 /// A pattern that only this text fits; names have letters, digits, dots, hyphens and underscores.
-fn literal(name: &str) -> String {
+pub(super) fn literal(name: &str) -> String {
     name.replace('.', "\\.")
 }
 

@@ -13,6 +13,7 @@ mod asset;
 mod door;
 mod enrol;
 mod event;
+mod failover;
 mod form;
 mod group;
 mod job;
@@ -74,6 +75,8 @@ pub(crate) fn router(app: &Shared, api: Router) -> Router {
         .route("/groups/{id}", get(group::page))
         .route("/groups/{id}/point", post(group::take_point))
         .route("/groups/{id}/resync", post(group::resync))
+        .route("/groups/{id}/failover", post(failover::start))
+        .route("/groups/{id}/failover/{step}", post(failover::step))
         .route("/groups/{id}/change", post(group::change))
         .route("/groups/{id}/unprotect", post(group::unprotect))
         .route("/groups/{id}/remove", post(group::remove))

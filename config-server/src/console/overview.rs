@@ -84,7 +84,7 @@ fn tile(name: &str, value: i64, severity: Severity, href: &str) -> Markup {
 pub(super) fn table(groups: &[GroupInfo]) -> Markup {
     html! {
         table.cards {
-            thead { tr { th { "Machine" } th { "State" } th { "Newest point" } th.number { "Age" } th.number { "Allowed" } th { "What holds it up" } } }
+            thead { tr { th { "Machine" } th { "State" } th { "Newest point" } th.number { "Age" } th.number { "Allowed" } th { "Last proven" } th { "What holds it up" } } }
             tbody {
                 @for group in groups {
                     @let (severity, text) = standing(group);
@@ -104,6 +104,12 @@ pub(super) fn table(groups: &[GroupInfo]) -> Markup {
                             }
                         }
                         td.number data-label="Allowed" { (words::span(group.rpo_ms_max)) }
+                        td data-label="Last proven" {
+                            @match &group.proof {
+                                Some(proof) => { (words::ago(words::millis(proof.proven))) ", in " (words::span(i64::try_from(proof.took_ms).unwrap_or(i64::MAX))) }
+                                None => { span.quiet { "never" } }
+                            }
+                        }
                         td data-label="What holds it up" { (bottleneck(group)) }
                     }
                 }

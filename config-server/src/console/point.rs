@@ -2,12 +2,12 @@
 
 use axum::extract::Path;
 use control::PointInfo;
-use control::fleet::{GroupInfo, PointList, ProblemCode};
+use control::fleet::{GroupInfo, PointList, ProblemCode, Role, ServerInfo};
 use maud::{Markup, html};
 
 use super::door::Visit;
 use super::machine::in_path;
-use super::{Shown, layout, timeline, words};
+use super::{Shown, failover, layout, timeline, words};
 use crate::fault::fault;
 
 /// What the consistency means for whoever recovers.
@@ -45,10 +45,6 @@ fn commands(group: &GroupInfo, point: &PointInfo) -> Markup {
             format!("seawall restore --volume {first} --point {epoch} --group {id} --out {first}.raw"),
         ),
         ("Keep it whatever retention says", format!("seawall pin {epoch} --group {id}")),
-        (
-            "Make it the newest state, for good once committed",
-            format!("seawall failover start --point {epoch} --group {id}"),
-        ),
     ];
     html! {
         ul.commands {
@@ -72,6 +68,7 @@ pub(super) async fn page(visit: Visit, Path((id, epoch)): Path<(String, u64)>) -
             format!("Retention may have let it go; `seawall points --group {}` lists all.", group.id),
         )
     })?;
+    let servers: Vec<ServerInfo> = visit.door.all("/target-servers").await?;
     let live = html! {
         p.crumbs { a href=(format!("/groups/{}", group.id)) { (group.name) } " / recovery point" }
         h1 { "Epoch " (words::number(epoch)) @if let Some(label) = &point.note.label { " " span.label { (label) } } }
@@ -103,7 +100,11 @@ pub(super) async fn page(visit: Visit, Path((id, epoch)): Path<(String, u64)>) -
         ul { @for volume in &group.volumes { li { strong { (volume.name) } ", " (words::bytes(volume.bytes)) } } }
     };
     let rest = html! {
-        section { h2 { "Use it" } p { "These commands speak to the target server, as the operator whose credentials are in the directory of " code { "--dir" } ". Replication goes on beside all of them but the last." } (commands(&group, point)) }
+        section { h2 { "Use it" } p { "These commands speak to the target server, as the operator whose credentials are in the directory of " code { "--dir" } ". Replication goes on beside all of them." } (commands(&group, point))
+            @if visit.user.role >= Role::Operator && point.unusable.is_none() && matches!(failover::stage(&group), failover::Stage::Protected | failover::Stage::FailedOver | failover::Stage::Committed) {
+                (failover::start_form(&visit, &group, &servers, Some(epoch)))
+            }
+        }
     };
     Ok(super::html(layout::page(&visit, &format!("{} at epoch {epoch}", group.name), live, rest)))
 }

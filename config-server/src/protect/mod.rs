@@ -3,6 +3,7 @@
 //! Every step is found again from the store, so that any config server can go on after any other; nothing is declared
 //! before every check has passed.
 
+pub(crate) mod failover;
 mod link;
 mod plan;
 mod preflight;
@@ -10,6 +11,7 @@ mod preflight;
 use control::fleet::{EventKind, JobKind, PartRole, ResourceId, StepInfo, StepState, TaskKind, UnixMillis};
 use sqlx::Row;
 
+pub use self::failover::SILENT_WAIT_MAX;
 pub(crate) use self::plan::{Plan, plan};
 pub use self::preflight::{CLOCK_SKEW_REFUSED_MS, CLOCK_SKEW_WARNED_MS};
 use crate::api::guard::parse;
@@ -25,6 +27,7 @@ pub(crate) fn steps() -> Vec<StepInfo> {
         step("agent", "The agent reports"),
         step("servers", "Process and target server report and can be reached"),
         step("clock", "The machine's clock is right"),
+        step("history", "The machine's disks are what is to be kept"),
         step("space", "The target has space"),
         step("disks", "The disks can be captured"),
         step("link", "The agent reaches the process server"),
@@ -54,6 +57,7 @@ pub(crate) async fn advance(app: &App, held: &mut Held) -> Answer<()> {
         JobKind::Protect => advance_protect(app, &mut act, held).await,
         JobKind::Unprotect => advance_unprotect(app, &mut act, held).await,
         JobKind::Point | JobKind::Resync => advance_task(&mut act, held).await,
+        _ => failover::advance(app, &mut act, held).await,
     };
     match went {
         Ok(()) => {}
@@ -63,6 +67,7 @@ pub(crate) async fn advance(app: &App, held: &mut Held) -> Answer<()> {
     }
     if job::keep(app, &mut act, held).await? {
         act.commit().await?;
+        app.tasks_wake.notify_waiters();
     }
     Ok(())
 }
@@ -75,7 +80,7 @@ async fn advance_protect(app: &App, act: &mut Act, held: &mut Held) -> Answer<()
         if !preflight::check(app, act, held, &plan, &machine).await? {
             return Ok(());
         }
-        declare(act, held, &plan, &machine_id).await?;
+        declare(app, act, held, &plan, &machine_id).await?;
         return Ok(());
     }
     if held.step("taken-up").state != StepState::Passed {
@@ -114,20 +119,30 @@ async fn advance_protect(app: &App, act: &mut Act, held: &mut Held) -> Answer<()
     Ok(())
 }
 
-async fn declare(act: &mut Act, held: &mut Held, plan: &Plan, machine: &ResourceId) -> Answer<()> {
+async fn declare(app: &App, act: &mut Act, held: &mut Held, plan: &Plan, machine: &ResourceId) -> Answer<()> {
+    // A target may follow a later history than was declared: what it is sent goes on from there.
+    let known = match view::group(&app.store, &plan.group).await {
+        Ok(group) => {
+            group.failover.map_or(group.generation, |standing| standing.generation.max(group.generation))
+        }
+        Err(fault) if fault.is(control::fleet::ProblemCode::NotFound) => block::Generation(1),
+        Err(fault) => return Err(fault),
+    };
     let sealed = task_of(act, &held.job, "seal-key").await?;
     let sealed = sealed.map(|asked| asked.result).unwrap_or_default();
     let group = plan.group.to_string();
     sqlx::query(
         "INSERT INTO protection_groups (id, machine_id, generation, state, policy_id, process_id, created)
-         VALUES ($1, $2, 1, 'protected', $3, $4, $5)
-         ON CONFLICT (id) DO UPDATE SET state = 'protected', policy_id = excluded.policy_id, process_id = excluded.process_id",
+         VALUES ($1, $2, $6, 'protected', $3, $4, $5)
+         ON CONFLICT (id) DO UPDATE SET state = 'protected', policy_id = excluded.policy_id, process_id = excluded.process_id,
+             generation = excluded.generation, committed = 0",
     )
     .bind(&group)
     .bind(machine.as_str())
     .bind(plan.policy.as_str())
     .bind(plan.process_server.as_str())
     .bind(UnixMillis::now().0)
+    .bind(i64::try_from(known.0).unwrap_or(i64::MAX))
     .execute(&mut **act)
     .await?;
     for table in ["volumes", "group_targets"] {

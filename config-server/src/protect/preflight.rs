@@ -71,6 +71,7 @@ pub(super) async fn check(
         off if off <= CLOCK_SKEW_REFUSED_MS => held.set("clock", StepState::Warned, clock, mend),
         _ => held.set("clock", StepState::Failed, clock, mend),
     }
+    history(app, held, plan).await?;
     let failed = |held: &mut Held| held.job.steps.iter().any(|step| step.state == StepState::Failed);
     if failed(held) {
         held.fail("A check failed; nothing was changed.");
@@ -139,6 +140,32 @@ pub(super) async fn check(
         }
     }
     Ok(true)
+}
+
+/// Whether a failover has come between the machine and its target.
+async fn history(app: &App, held: &mut Held, plan: &Plan) -> Answer<()> {
+    let standing = match view::group(&app.store, &plan.group).await {
+        Ok(group) => group.failover,
+        Err(fault) if fault.is(control::fleet::ProblemCode::NotFound) => None,
+        Err(fault) => return Err(fault),
+    };
+    match standing {
+        Some(standing) if standing.failover.is_some() || standing.promoted.is_some() => held.set(
+            "history",
+            StepState::Failed,
+            "The group has failed over: its volumes are at the target, and nothing of the machine is taken.",
+            "Commit or cancel the failover, and demote the group, before the machine is protected.",
+        ),
+        Some(standing) if standing.committed => held.set(
+            "history",
+            StepState::Warned,
+            "A failover was committed: the newest state is at the target, and protecting makes the machine's disks the newest. \
+             What is at the target now stays a recovery point as long as retention keeps it.",
+            "Bring the machine's disks up to date first (docs/lifecycle.md, \"The way home\"); then go on despite the warning.",
+        ),
+        _ => held.set("history", StepState::Passed, "No failover has come between.", ""),
+    }
+    Ok(())
 }
 
 async fn with_keys(act: &mut Act, mut targets: Vec<SealFor>) -> Answer<Vec<SealFor>> {

@@ -6,7 +6,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use block::{Epoch, GroupId, Ladder, UnixNanos};
-use control::fleet::{GroupInfo, Overview, Page, RpoStage, SampleInfo, UnixMillis, VolumeInfo};
+use control::fleet::{
+    GroupFailover, GroupInfo, Overview, Page, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
+};
 use control::{
     AgentReport, Bottleneck, ProcessGroup, ProcessServerStatus, ResyncStatus, Severity, StateCode,
     TargetGroup, TargetServerStatus,
@@ -146,12 +148,14 @@ fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
     };
     let process = heard.process(declared.process.as_str());
     let process_group = process.and_then(|(_, served)| served.group(&id));
-    // Of several targets the one that is furthest counts: from it one could recover.
+    // Of several targets the one that is furthest counts: from it one could recover. One that has failed over is further than any.
     let targets = declared.targets.iter().filter_map(|target| {
         let (seen, served) = heard.target(target.as_str())?;
-        Some((seen, served.group(&id)?))
+        Some((target, seen, served.group(&id)?))
     });
-    let target = targets.max_by_key(|(_, group)| group.applied);
+    let target = targets.max_by_key(|(.., group)| (group.generation, group.applied));
+    let failover = target.and_then(|(target, _, group)| standing(declared, target, group));
+    let target = target.map(|(_, seen, group)| (seen, group));
     let stages = stages((agent_seen, report, kept), (process.map(|(seen, _)| seen), process_group), target);
     let state = stages
         .iter()
@@ -166,6 +170,14 @@ fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
     let mut warnings: Vec<String> = target.map(|(_, group)| group.warnings.clone()).unwrap_or_default();
     if !trouble.is_empty() {
         warnings.push(format!("The agent could not take up what it was told: {trouble}"));
+    }
+    let handed_over = report.is_some_and(|report| report.handed_over);
+    if handed_over && failover.is_none() {
+        warnings
+            .push("Its disks are handed over: nothing can write to them until they are released.".to_owned());
+    }
+    if !kept && failover.as_ref().is_some_and(|standing| standing.committed) {
+        warnings.push("A failover was committed at the target itself; the machine is still told to replicate, and is refused. End its protection.".to_owned());
     }
     let lag = report.map_or(0, |report| {
         report.remaining_bytes().get() + report.epoch_memory_used.get() + report.ring_used.get()
@@ -198,6 +210,9 @@ fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
         sent_bytes_per_s: report.map_or(0.0, |report| report.sent_bytes_per_s),
         lag_bytes: lag + process_group.map_or(0, |group| group.cached_bytes.get()),
         warnings,
+        handed_over,
+        failover,
+        proof: target.and_then(|(_, group)| group.proof.clone()),
     };
     Watched {
         group,
@@ -208,6 +223,20 @@ fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
         since: Some(declared.created),
         resync: report.and_then(|report| report.resync.clone()),
     }
+}
+
+/// Where a group stands between its source and this target; nothing when no failover has come between them.
+fn standing(declared: &DeclaredGroup, target: &ResourceId, group: &TargetGroup) -> Option<GroupFailover> {
+    let (failover, promoted) = (group.failover, group.promoted);
+    let later = group.generation > declared.generation && failover.is_none();
+    let committed = declared.committed.is_some() || later;
+    (failover.is_some() || promoted.is_some() || committed).then(|| GroupFailover {
+        target_server: target.clone(),
+        generation: group.generation,
+        failover,
+        promoted,
+        committed: committed && failover.is_none(),
+    })
 }
 
 fn volume_of(

@@ -4,6 +4,7 @@ mod access;
 mod alerts;
 mod console;
 mod document;
+mod failover;
 mod membership;
 mod parts;
 mod protection;

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
 use control::fleet::{
-    Capacity, CheckIn, CheckInReply, Desired, GroupInfo, JobInfo, MachineInfo, Page, PartReport, PartRole,
-    Protect, TaskKind, TaskState, TaskUpdate, UnixMillis, VolumeChoice,
+    Capacity, CheckIn, CheckInReply, Desired, GroupInfo, JobInfo, JobState, MachineInfo, Page, PartReport,
+    PartRole, Protect, TaskKind, TaskState, TaskUpdate, UnixMillis, VolumeChoice,
 };
 use control::{
-    AgentReport, CaptureMode, PointInfo, ProcessServerStatus, StateCode, TargetGroup, TargetServerStatus,
-    VolumeReport, VolumeSummary,
+    AgentReport, CaptureMode, FailoverInfo, PointInfo, PointSelector, ProcessServerStatus, PromotedInfo,
+    StateCode, TargetGroup, TargetServerStatus, VolumeReport, VolumeSummary,
 };
 use enrol::Client;
 use serde_json::json;
@@ -28,6 +28,53 @@ pub(crate) struct Parts {
     /// What the target keeps.
     group: Option<GroupId>,
     protects: bool,
+    /// Where the target stands.
+    pub(crate) standing: Standing,
+    /// Of the agent: its disks are handed over.
+    pub(crate) handed_over: bool,
+    /// What the target was asked, in order, each as often as it did it.
+    pub(crate) done_at_target: Vec<String>,
+    /// The target begins what it is asked, and does not say so.
+    pub(crate) mute_target: bool,
+}
+
+/// Where a played target stands in a failover.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) generation: u64,
+    pub(crate) failover: Option<FailoverInfo>,
+    pub(crate) promoted: Option<PromotedInfo>,
+}
+
+impl Standing {
+    /// Does what a target does, once.
+    fn take(&mut self, kind: &TaskKind) -> bool {
+        let before = (self.generation, self.failover.is_some(), self.promoted.is_some());
+        match kind {
+            TaskKind::FailOver { point, .. } if self.failover.is_none() => {
+                self.failover = Some(FailoverInfo {
+                    point: if let PointSelector::Epoch(epoch) = point { *epoch } else { Epoch(7) },
+                    from: Generation(self.generation),
+                    ended: Epoch(7),
+                    complete: true,
+                    written_bytes: ByteCount::ZERO,
+                });
+                self.generation += 1;
+            }
+            TaskKind::CommitFailover { .. } => self.failover = None,
+            TaskKind::CancelFailover { .. } if self.failover.is_some() => {
+                self.failover = None;
+                self.generation -= 1;
+            }
+            TaskKind::Promote { .. } => {
+                self.promoted =
+                    Some(PromotedInfo { since: UnixNanos::now(), waiting_bytes: ByteCount::ZERO, open: 0 });
+            }
+            TaskKind::Demote { .. } => self.promoted = None,
+            _ => {}
+        }
+        before != (self.generation, self.failover.is_some(), self.promoted.is_some())
+    }
 }
 
 impl Parts {
@@ -42,6 +89,10 @@ impl Parts {
             agent_state: StateCode::Replicating,
             group: None,
             protects: false,
+            standing: Standing { generation: 1, failover: None, promoted: None },
+            handed_over: false,
+            done_at_target: Vec::new(),
+            mute_target: false,
         }
     }
 
@@ -53,7 +104,8 @@ impl Parts {
 
     pub(crate) async fn agent_round(&mut self) {
         let mut said = base();
-        said.report = self.protects.then(|| PartReport::Agent(Box::new(agent_report(self.agent_state))));
+        let report = AgentReport { handed_over: self.handed_over, ..agent_report(self.agent_state) };
+        said.report = self.protects.then(|| PartReport::Agent(Box::new(report)));
         let reply = say(&self.agent, &mut self.digests[0], said).await;
         if let Some(Desired::Agent(told)) = &reply.desired {
             self.protects = told.protection.is_some();
@@ -72,12 +124,22 @@ impl Parts {
                         targets.iter().map(|seal_for| (seal_for.target.to_string(), json!("ab".repeat(80))));
                     json!({"keys": keys.collect::<serde_json::Map<_, _>>()})
                 }
+                TaskKind::HandOver => {
+                    self.handed_over = true;
+                    json!({"epoch": 9, "equal": 1 << 30, "different": 0})
+                }
+                TaskKind::Release { .. } => {
+                    self.handed_over = false;
+                    json!({})
+                }
                 _ => json!({}),
             };
             done.push(TaskUpdate { id: task.id, state: TaskState::Done, message: "Done.".into(), result });
         }
         if !done.is_empty() {
-            say(&self.agent, &mut self.digests[0], CheckIn { tasks: done, ..base() }).await;
+            let report = AgentReport { handed_over: self.handed_over, ..agent_report(self.agent_state) };
+            let report = self.protects.then(|| PartReport::Agent(Box::new(report)));
+            say(&self.agent, &mut self.digests[0], CheckIn { tasks: done, report, ..base() }).await;
         }
     }
 
@@ -93,8 +155,32 @@ impl Parts {
             ..base()
         };
         say(&self.process, &mut self.digests[1], process).await;
-        let groups = self.group.map(|group| target_group(group, self.age));
+        let reply = self.target_says(Vec::new()).await;
+        let mut done = Vec::new();
+        for task in reply.tasks {
+            if self.standing.take(&task.kind) {
+                let json = serde_json::to_value(&task.kind).unwrap();
+                self.done_at_target.push(json["task"].as_str().unwrap().to_owned());
+            }
+            let result = json!({"generation": self.standing.generation, "epoch": 8});
+            let message = "done at the target.".to_owned();
+            done.push(TaskUpdate { id: task.id, state: TaskState::Done, message, result });
+        }
+        if !done.is_empty() && !self.mute_target {
+            self.target_says(done).await;
+        }
+    }
+
+    async fn target_says(&mut self, tasks: Vec<TaskUpdate>) -> CheckInReply {
+        let standing = self.standing;
+        let groups = self.group.map(|group| TargetGroup {
+            generation: Generation(standing.generation),
+            failover: standing.failover,
+            promoted: standing.promoted,
+            ..target_group(group, self.age)
+        });
         let target = CheckIn {
+            tasks,
             address: Some("dr.example:7441".into()),
             sealing_key: Some("12".repeat(32)),
             capacity: Some(Capacity { bytes_total: 1 << 40, bytes_free: 1 << 39 }),
@@ -105,7 +191,7 @@ impl Parts {
             })),
             ..base()
         };
-        say(&self.target, &mut self.digests[2], target).await;
+        say(&self.target, &mut self.digests[2], target).await
     }
 
     /// Has the machine's disk protected, up to the first recovery point.
@@ -128,11 +214,16 @@ impl Parts {
 
     /// Goes on until a job has ended well.
     pub(crate) async fn until_ended(&mut self, operator: &Client, job: JobInfo) -> JobInfo {
+        self.until(operator, job, JobState::Done).await
+    }
+
+    /// Goes on until a job has ended in this way.
+    pub(crate) async fn until(&mut self, operator: &Client, job: JobInfo, how: JobState) -> JobInfo {
         for _ in 0..600 {
             self.round().await;
             let job: JobInfo = operator.get(&format!("/jobs/{}", job.id)).await.unwrap();
             if job.state.ended() {
-                assert_eq!(job.state, control::fleet::JobState::Done, "{job:#?}");
+                assert_eq!(job.state, how, "{job:#?}");
                 return job;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

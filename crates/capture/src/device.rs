@@ -14,6 +14,7 @@ pub struct Device {
     size: ByteCount,
     logical_block: u32,
     sequence: u64,
+    read_only: bool,
     direct: File,
 }
 
@@ -21,7 +22,7 @@ impl Device {
     /// Opens a disk for direct reading and checks that its writes can be captured.
     ///
     /// # Errors
-    /// When it is not a block device, is a partition, has no size, is read-only, or has a driver without requests
+    /// When it is not a block device, is a partition, has no size, or has a driver without requests
     /// (device mapper, md, zram): the error names the disks to protect instead.
     pub fn open(path: &Path) -> Result<Device, CaptureError> {
         let refuse = |reason: String| CaptureError::NotCapturable { path: path.to_owned(), reason };
@@ -66,10 +67,8 @@ impl Device {
         if size == ByteCount::ZERO {
             return Err(refuse("it has no size: no medium, or an unused loop device".into()));
         }
-        if attribute("ro")? != 0 {
-            let text = "it is read-only, so nothing changes on it. Make it writable (blockdev --setrw), or leave it out";
-            return Err(refuse(text.into()));
-        }
+        // A disk that was handed over is read-only for a while; what is written to it afterwards is seen as ever.
+        let read_only = attribute("ro")? != 0;
         let logical_block = u32::try_from(attribute("queue/logical_block_size")?)
             .map_err(|_| refuse("its logical block size is out of range".into()))?;
         let sequence = attribute("diskseq").unwrap_or(0);
@@ -78,7 +77,7 @@ impl Device {
             .custom_flags(libc::O_DIRECT)
             .open(path)
             .map_err(CaptureError::io("open for direct reading", path))?;
-        Ok(Device { path: path.to_owned(), number, size, logical_block, sequence, direct })
+        Ok(Device { path: path.to_owned(), number, size, logical_block, sequence, read_only, direct })
     }
 
     /// The path it was opened by.
@@ -89,6 +88,11 @@ impl Device {
     /// Its size when opened.
     pub fn size(&self) -> ByteCount {
         self.size
+    }
+
+    /// Whether nothing could be written to it when it was opened.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// Its logical block, in bytes.

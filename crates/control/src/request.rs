@@ -108,12 +108,14 @@ pub enum OperatorRequest {
     },
 }
 
-/// Names a recovery point: `latest`, or an epoch.
+/// Names a recovery point: `latest`, `application`, or an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PointSelector {
     /// The newest there is.
     #[default]
     Latest,
+    /// The newest that is application-consistent.
+    Application,
     /// The point at the cut that ended this epoch.
     Epoch(Epoch),
 }
@@ -126,7 +128,7 @@ impl fmt::Display for PointSelectorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "read recovery point {:?}: expected `latest` or an epoch's number; `seawall points` lists them",
+            "read recovery point {:?}: expected `latest`, `application` or an epoch's number; `seawall points` lists them",
             self.0
         )
     }
@@ -138,6 +140,7 @@ impl fmt::Display for PointSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PointSelector::Latest => f.write_str("latest"),
+            PointSelector::Application => f.write_str("application"),
             PointSelector::Epoch(epoch) => epoch.fmt(f),
         }
     }
@@ -146,11 +149,10 @@ impl fmt::Display for PointSelector {
 impl FromStr for PointSelector {
     type Err = PointSelectorError;
     fn from_str(text: &str) -> Result<PointSelector, PointSelectorError> {
-        if text == "latest" {
-            return Ok(PointSelector::Latest);
-        }
-        match text.parse() {
-            Ok(epoch) if epoch > 0 => Ok(PointSelector::Epoch(Epoch(epoch))),
+        match (text, text.parse()) {
+            ("latest", _) => Ok(PointSelector::Latest),
+            ("application", _) => Ok(PointSelector::Application),
+            (_, Ok(epoch)) if epoch > 0 => Ok(PointSelector::Epoch(Epoch(epoch))),
             _ => Err(PointSelectorError(text.chars().take(64).collect())),
         }
     }
@@ -350,6 +352,7 @@ mod tests {
     #[test]
     fn points_are_named_by_epoch_or_latest() {
         assert_eq!("latest".parse(), Ok(PointSelector::Latest));
+        assert_eq!("application".parse(), Ok(PointSelector::Application));
         assert_eq!("12".parse(), Ok(PointSelector::Epoch(Epoch(12))));
         for bad in ["", "0", "-1", "newest", "1.5"] {
             assert!(bad.parse::<PointSelector>().is_err(), "{bad}");

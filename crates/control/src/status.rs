@@ -138,6 +138,9 @@ pub struct AgentReport {
     /// When the process server is tried again, if it is not reached. A peer's return is tried earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try: Option<UnixNanos>,
+    /// The disks were handed over: nothing can write to them until they are released.
+    #[serde(default)]
+    pub handed_over: bool,
 }
 
 impl AgentReport {

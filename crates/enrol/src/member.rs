@@ -22,7 +22,9 @@ use crate::state::{
 /// How often the config server is asked, until it says otherwise.
 pub const ASK_EVERY: Duration = Duration::from_secs(5);
 /// The shortest and the longest interval that the config server may ask for.
-const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+const INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+/// When a task has ended, others may follow at once.
+const GATHER: Duration = Duration::from_millis(20);
 /// A certificate is renewed when less than this part of its time is left: one third.
 pub const RENEW_PART: u32 = 3;
 /// The time of a certificate, as far as this side knows.
@@ -185,8 +187,7 @@ impl Member {
                 () = tokio::time::sleep(jitter) => {}
                 Some(update) = results.recv() => {
                     waiting.insert(update.id.clone(), update);
-                    // Others may follow at once.
-                    tokio::time::sleep(INTERVAL.0).await;
+                    tokio::time::sleep(GATHER).await;
                 }
             }
         }

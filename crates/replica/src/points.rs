@@ -63,8 +63,8 @@ pub struct PointsSummary {
     pub oldest: Option<Point>,
     /// The newest.
     pub newest: Option<Point>,
-    /// When the newest application-consistent one was cut.
-    pub newest_application: Option<UnixNanos>,
+    /// The newest application-consistent one that can be viewed.
+    pub newest_application: Option<Point>,
 }
 
 fn point(shared: &Shared, layer: &Layer) -> Point {
@@ -102,9 +102,8 @@ impl GroupReplica {
         for layer in shared.points() {
             count += 1;
             unusable += u64::from(!usable(&layer));
-            let meta = &layer.header.meta;
-            if meta.consistency == Consistency::Application {
-                newest_application = Some(meta.cut_time);
+            if layer.header.meta.consistency == Consistency::Application && usable(&layer) {
+                newest_application = Some(layer);
             }
         }
         PointsSummary {
@@ -112,7 +111,7 @@ impl GroupReplica {
             unusable,
             oldest: shared.points().find(usable).map(|layer| point(&shared, layer)),
             newest: shared.points().next_back().map(|layer| point(&shared, layer)),
-            newest_application,
+            newest_application: newest_application.map(|layer| point(&shared, layer)),
         }
     }
 

@@ -88,6 +88,8 @@ enum GroupCommand {
         #[command(flatten)]
         followed: Followed,
     },
+    /// Fail over to its target, and decide what becomes of that
+    Failover(super::failover::GroupFailoverOptions),
     /// Give it another policy or process server
     #[command(after_help = "Examples:
   seawall group change web --policy gold
@@ -122,7 +124,7 @@ Its servers serve it no more; their files stay until a person deletes them there
 }
 
 #[derive(Debug, Args)]
-struct Which {
+pub(super) struct Which {
     /// Group, by its machine's name or by id
     #[arg(value_name = "GROUP")]
     group: String,
@@ -135,12 +137,22 @@ struct Listed {
 
 /// Of what begins a job.
 #[derive(Debug, Args)]
-struct Followed {
+pub(super) struct Followed {
     /// Show how it goes on until it has ended
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
     common: Common,
+}
+
+impl Followed {
+    pub(super) fn json(&self) -> bool {
+        self.common.json
+    }
+
+    pub(super) fn place(&self) -> &super::ProfilePlace {
+        &self.common.place
+    }
 }
 
 impl GroupOptions {
@@ -152,6 +164,7 @@ impl GroupOptions {
             GroupCommand::Point { followed, .. } | GroupCommand::Resync { followed, .. } => {
                 followed.common.json
             }
+            GroupCommand::Failover(options) => options.json(),
             GroupCommand::Samples { common, .. }
             | GroupCommand::Change { common, .. }
             | GroupCommand::Remove { common, .. } => common.json,
@@ -160,7 +173,7 @@ impl GroupOptions {
 }
 
 impl Which {
-    async fn find(&self, fleet: &Fleet) -> anyhow::Result<GroupInfo> {
+    pub(super) async fn find(&self, fleet: &Fleet) -> anyhow::Result<GroupInfo> {
         let groups: Vec<GroupInfo> = fleet.all("/groups").await?;
         let named =
             |group: &&GroupInfo| group.name.as_str() == self.group || group.id.to_string() == self.group;
@@ -205,6 +218,7 @@ pub(crate) async fn run(options: &GroupOptions) -> anyhow::Result<Exit> {
             let asked = PointNow { consistency: (*consistency).into(), label: label.clone() };
             begin(which, "point", &json!(asked), followed).await
         }
+        GroupCommand::Failover(options) => super::failover::run(options).await,
         GroupCommand::Resync { which, followed } => begin(which, "resync", &json!({}), followed).await,
         GroupCommand::Change { which, policy, process_server, common } => {
             let fleet = Fleet::open(&common.place)?;
@@ -235,7 +249,7 @@ pub(crate) async fn run(options: &GroupOptions) -> anyhow::Result<Exit> {
     }
 }
 
-async fn begin(
+pub(super) async fn begin(
     which: &Which,
     act: &str,
     asked: &serde_json::Value,

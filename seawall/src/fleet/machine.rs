@@ -201,6 +201,7 @@ pub(super) fn render_group(group: &GroupInfo) -> String {
         ]);
     }
     shown += &format!("{stages}\n");
+    shown += &super::failover::render_standing(group);
     for warning in &group.warnings {
         shown += &format!("Warning: {warning}\n");
     }

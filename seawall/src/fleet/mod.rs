@@ -7,6 +7,7 @@ pub(crate) mod approval;
 pub(crate) mod change;
 pub(crate) mod discover;
 pub(crate) mod events;
+pub(crate) mod failover;
 pub(crate) mod group;
 pub(crate) mod job;
 pub(crate) mod login;

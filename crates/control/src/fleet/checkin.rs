@@ -1,9 +1,9 @@
-use block::GroupId;
+use block::{Generation, GroupId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Desired, ResourceId, Revoked, SealFor, UnixMillis};
-use crate::{AgentReport, GroupPoints, ProcessServerStatus, StateCode, TargetServerStatus};
+use crate::{AgentReport, GroupPoints, PointSelector, ProcessServerStatus, StateCode, TargetServerStatus};
 
 /// Disks that one machine may report. More are left out by the agent, and refused by the config server.
 pub const DISKS_MAX: usize = 256;
@@ -74,6 +74,10 @@ pub struct CheckIn {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 16)]
     pub tasks: Vec<TaskUpdate>,
+    /// The answer may wait until there is something to do, as long as it would be until the next report: what people ask of this part
+    /// is to begin at once.
+    #[serde(default)]
+    pub patient: bool,
 }
 
 impl CheckIn {
@@ -323,6 +327,52 @@ pub enum TaskKind {
         /// All when left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         volume: Option<String>,
+    },
+    /// To an agent: keep everybody from writing to the disks, send what they hold, and prove that the target holds the same.
+    HandOver,
+    /// To an agent: let everybody write to disks that were handed over.
+    Release {
+        /// As the agent's configuration names disks.
+        devices: Vec<String>,
+    },
+    /// To a target server: make the volumes what they were at a point, and take nothing more from the source.
+    FailOver {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
+        /// Which point.
+        #[schema(value_type = String)]
+        point: PointSelector,
+    },
+    /// To a target server: keep a failover, for good.
+    CommitFailover {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
+        /// The history that the failover began: what is done already is not done to another one.
+        #[schema(value_type = u64)]
+        generation: Generation,
+    },
+    /// To a target server: take a failover back.
+    CancelFailover {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
+        /// The history that the failover began.
+        #[schema(value_type = u64)]
+        generation: Generation,
+    },
+    /// To a target server: take writes to the volumes of a failed-over group.
+    Promote {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
+    },
+    /// To a target server: end that; what was written is applied.
+    Demote {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
     },
     /// A task of a newer config server.
     #[serde(other)]

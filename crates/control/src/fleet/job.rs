@@ -14,6 +14,18 @@ super::names! {
         Point "point"
         /// Compares with the replica, and sends what differs.
         Resync "resync"
+        /// Fails a group over to a point.
+        Failover "failover"
+        /// Keeps a failover, for good.
+        CommitFailover "commit-failover"
+        /// Takes a failover back.
+        CancelFailover "cancel-failover"
+        /// Takes writes to a failed-over group's volumes.
+        Promote "promote"
+        /// Ends that.
+        Demote "demote"
+        /// Lets a machine write to disks that it has handed over.
+        Release "release"
     }
 }
 

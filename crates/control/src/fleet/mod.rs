@@ -40,6 +40,7 @@ mod checkin;
 mod desired;
 mod enrol;
 mod job;
+mod lifecycle;
 mod policy;
 mod problem;
 mod resource;
@@ -63,6 +64,7 @@ pub use enrol::{
     Enrol, EnrolTokenInfo, Enrolled, MadeEnrolToken, NewEnrolToken, PartRole, Renew, Renewed, Revoked,
 };
 pub use job::{JobInfo, JobKind, JobState, StepInfo, StepState};
+pub use lifecycle::{GroupFailover, StartFailover};
 pub use policy::{
     BandwidthWindow, NewPolicy, Policy, PolicyError, PolicyInfo, RETENTION_RULES_MAX, RPO_S_MAX,
     RetentionRule, WINDOWS_MAX,

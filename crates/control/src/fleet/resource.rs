@@ -2,8 +2,8 @@ use block::{Generation, GroupId, Ladder};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Capacity, DiskInfo, GuestInfo, Name, PartRole, ResourceId, UnixMillis};
-use crate::{Bottleneck, CaptureMode, PointInfo, Severity, StateCode};
+use super::{Capacity, DiskInfo, GroupFailover, GuestInfo, Name, PartRole, ResourceId, UnixMillis};
+use crate::{Bottleneck, CaptureMode, PointInfo, ProofInfo, Severity, StateCode};
 
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -160,6 +160,16 @@ pub struct GroupInfo {
     pub lag_bytes: u64,
     /// What a person should know of it.
     pub warnings: Vec<String>,
+    /// Its disks were handed over: nothing can write to them at the machine.
+    #[serde(default)]
+    pub handed_over: bool,
+    /// Where it stands between source and target; left out as long as no failover has come between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<GroupFailover>,
+    /// The last proof that a machine comes up from one of its points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub proof: Option<ProofInfo>,
 }
 
 impl GroupInfo {

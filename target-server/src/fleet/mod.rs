@@ -1,6 +1,8 @@
 //! A target server of a fleet: which groups it keeps, and how, is told by the config server, and acted on whether that runs or
 //! not. Their keys come sealed: only this server can open them.
 
+pub(crate) mod task;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -241,6 +243,8 @@ impl Charge for Post {
             report: status.map(PartReport::TargetServer),
             capacity: capacity(&self.config.data),
             points,
+            // People fail over, and wait for it.
+            patient: true,
             ..CheckIn::default()
         }
     }
@@ -250,7 +254,7 @@ impl Charge for Post {
         *self.points_of.lock() = asked;
     }
 
-    fn begin(self: Arc<Self>, _: Task, done: TaskDone) {
-        tokio::spawn(done.failed("a target server has no tasks"));
+    fn begin(self: Arc<Self>, task: Task, done: TaskDone) {
+        tokio::spawn(task::perform(self, task.kind, done));
     }
 }

@@ -1,0 +1,73 @@
+//! The steps of a failover, each a job.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use block::GroupId;
+use control::fleet::{Confirm, JobInfo, JobKind, StartFailover};
+
+use crate::api::approval::confirmed;
+use crate::api::extract::{Body, Id};
+use crate::api::guard::Caller;
+use crate::app::{App, Shared};
+use crate::fault::Answer;
+use crate::protect::failover::{Wish, begin};
+use crate::view;
+
+type Begun = Answer<(StatusCode, Json<JobInfo>)>;
+
+async fn job(app: &App, caller: &Caller, id: &GroupId, wish: Wish) -> Begun {
+    let mut act = app.store.act().await?;
+    let job = begin(app, &mut act, id, wish, caller.shown()).await?;
+    act.commit().await?;
+    app.jobs_wake.notify_one();
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Whoever asks has typed the group's name.
+async fn sure(app: &App, id: &GroupId, typed: &str) -> Answer<()> {
+    confirmed(typed, view::group(&app.store, id).await?.name.as_str())
+}
+
+pub(crate) async fn start(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<StartFailover>,
+) -> Begun {
+    sure(&app, &id, &asked.confirm).await?;
+    let StartFailover { point, planned, promote, target_server: target, .. } = asked;
+    job(&app, &caller, &id, Wish { kind: JobKind::Failover, point, planned, promote, target }).await
+}
+
+pub(crate) async fn commit(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<Confirm>,
+) -> Begun {
+    sure(&app, &id, &asked.confirm).await?;
+    job(&app, &caller, &id, Wish::of(JobKind::CommitFailover)).await
+}
+
+pub(crate) async fn cancel(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<Confirm>,
+) -> Begun {
+    sure(&app, &id, &asked.confirm).await?;
+    job(&app, &caller, &id, Wish::of(JobKind::CancelFailover)).await
+}
+
+pub(crate) async fn promote(State(app): State<Shared>, caller: Caller, Id(id): Id<GroupId>) -> Begun {
+    job(&app, &caller, &id, Wish::of(JobKind::Promote)).await
+}
+
+pub(crate) async fn demote(State(app): State<Shared>, caller: Caller, Id(id): Id<GroupId>) -> Begun {
+    job(&app, &caller, &id, Wish::of(JobKind::Demote)).await
+}
+
+pub(crate) async fn release(State(app): State<Shared>, caller: Caller, Id(id): Id<GroupId>) -> Begun {
+    job(&app, &caller, &id, Wish::of(JobKind::Release)).await
+}
