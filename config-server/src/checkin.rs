@@ -257,8 +257,10 @@ pub(crate) async fn run(app: Arc<App>, mut queue: Queue) {
 async fn keep_all(app: &App, batch: &[Arrived], now: UnixMillis, slots: &mut Slots) -> Answer<()> {
     let mut act = app.store.act().await?;
     let places: Vec<String> = (1..=batch.len()).map(|place| format!("${place}")).collect();
-    let sql =
-        format!("SELECT id, state, silent, seen, group_id, address FROM parts WHERE id IN ({})", places.join(", "));
+    let sql = format!(
+        "SELECT id, state, silent, seen, group_id, address FROM parts WHERE id IN ({})",
+        places.join(", ")
+    );
     // As many texts as there are lengths of batches are not worth being prepared for ever.
     let mut query = sqlx::query(&sql).persistent(false);
     for arrived in batch {

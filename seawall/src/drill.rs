@@ -70,7 +70,7 @@ pub(crate) struct DrillStartOptions {
     /// A group; may be given several times [default: all that have a point]
     #[arg(long = "group", value_name = "ID")]
     pub(crate) groups: Vec<GroupId>,
-    /// Recovery point: `latest`, or the number of an epoch of the one group
+    /// Recovery point: `latest`, `application` (the newest application-consistent one), or the number of an epoch of the one group
     #[arg(long, value_name = "POINT", default_value_t)]
     pub(crate) point: PointSelector,
     /// What to call it
@@ -209,7 +209,7 @@ fn chosen(known: Vec<GroupPoints>, options: &DrillStartOptions) -> anyhow::Resul
         ));
     }
     ensure!(
-        groups.len() == 1 || options.point == PointSelector::Latest,
+        groups.len() == 1 || !matches!(options.point, PointSelector::Epoch(_)),
         "start a drill at point {}: the points of {} groups have nothing in common; say which group with --group ID",
         options.point,
         groups.len()

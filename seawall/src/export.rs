@@ -64,7 +64,7 @@ pub(crate) struct ExportStartOptions {
     /// Volumes of one group, by name or identity
     #[arg(value_name = "VOLUME", required = true)]
     pub(crate) volumes: Vec<String>,
-    /// Recovery point: `latest`, or the number of an epoch
+    /// Recovery point: `latest`, `application` (the newest application-consistent one), or the number of an epoch
     #[arg(long, value_name = "POINT", required_unless_present = "promoted")]
     pub(crate) point: Option<PointSelector>,
     /// Group, where several have such a volume

@@ -51,7 +51,7 @@ pub(crate) enum Step {
   seawall failover start --point 1200 --yes --json
   seawall failover start --point latest --promote --export /run/seawall --yes")]
     Start {
-        /// Recovery point: `latest`, or an epoch's number as `seawall points` shows it
+        /// Recovery point: `latest`, `application` (the newest application-consistent one), or an epoch's number as `seawall points` shows it
         #[arg(long, value_name = "POINT", default_value_t)]
         point: PointSelector,
         /// Then serve the volumes for writing; what is written stays

@@ -41,7 +41,7 @@ needs takes space, whatever the limit is.")]
 pub(crate) struct PinOptions {
     #[command(flatten)]
     pub(crate) place: Place,
-    /// Which: `latest`, or the number of an epoch
+    /// Which: `latest`, `application` (the newest application-consistent one), or the number of an epoch
     #[arg(value_name = "POINT")]
     pub(crate) point: PointSelector,
     /// Group, where there are several
@@ -64,7 +64,7 @@ pub(crate) struct PinOptions {
 pub(crate) struct UnpinOptions {
     #[command(flatten)]
     pub(crate) place: Place,
-    /// Which: `latest`, or the number of an epoch
+    /// Which: `latest`, `application` (the newest application-consistent one), or the number of an epoch
     #[arg(value_name = "POINT")]
     pub(crate) point: PointSelector,
     /// Group, where there are several

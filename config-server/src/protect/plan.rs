@@ -6,6 +6,7 @@ use block::GroupId;
 use control::fleet::{MachineInfo, PartRole, Protect, ProtectedVolume, ResourceId, ServerInfo, UnixMillis};
 use serde::{Deserialize, Serialize};
 
+use crate::api::guard::parse;
 use crate::api::policy::DEFAULT_POLICY;
 use crate::app::App;
 use crate::fault::{Answer, conflict, invalid};
@@ -60,10 +61,24 @@ pub(crate) async fn plan(app: &App, machine: &MachineInfo, asked: Protect) -> An
         return Err(invalid("More than 8 target servers are named"));
     }
     if target_servers.is_empty() {
+        target_servers = targets_before(app, &machine.group).await?;
+    }
+    if target_servers.is_empty() {
         let reporting = reporting(app, PartRole::TargetServer).await?;
         let free = |server: &ServerInfo| server.capacity.map_or(0, |capacity| capacity.bytes_free);
         let roomy = reporting.into_iter().max_by_key(free);
         target_servers.push(roomy.map(|server| server.id).ok_or_else(|| no_server("target server"))?);
+    }
+    let kept = targets_before(app, &machine.group).await?;
+    if let Some(other) = target_servers.iter().find(|target| !kept.is_empty() && !kept.contains(*target)) {
+        return Err(conflict(
+            format!(
+                "The target server {other} holds nothing of {}, whose history began at another one",
+                machine.name
+            ),
+            "Protect it to the target server that it had. To begin anew at another one, enrol the machine under another name; what is \
+             at the first one stays.",
+        ));
     }
     Ok(Plan {
         group: machine.group,
@@ -73,6 +88,16 @@ pub(crate) async fn plan(app: &App, machine: &MachineInfo, asked: Protect) -> An
         target_servers,
         despite_warnings: asked.despite_warnings,
     })
+}
+
+/// The targets that a group had when it was protected before. Its epochs go on where they are; a target that lacks the ones
+/// before could take none of them.
+async fn targets_before(app: &App, group: &GroupId) -> Answer<Vec<ResourceId>> {
+    let rows = sqlx::query_scalar("SELECT target_id FROM group_targets WHERE group_id = $1")
+        .bind(group.to_string())
+        .fetch_all(&app.store.read)
+        .await?;
+    rows.into_iter().map(parse).collect()
 }
 
 fn no_server(what: &str) -> crate::fault::Fault {

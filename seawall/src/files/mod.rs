@@ -72,7 +72,7 @@ pub(crate) struct FilesCommon {
     /// Volume, by name or identity
     #[arg(value_name = "VOLUME")]
     pub(crate) volume: String,
-    /// Recovery point: `latest`, or the number of an epoch
+    /// Recovery point: `latest`, `application` (the newest application-consistent one), or the number of an epoch
     #[arg(long, value_name = "POINT")]
     pub(crate) point: PointSelector,
     /// Group, where several have such a volume

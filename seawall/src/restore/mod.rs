@@ -59,7 +59,7 @@ pub(crate) struct RestoreOptions {
     /// Group, where several have such a volume
     #[arg(long, value_name = "ID")]
     pub(crate) group: Option<GroupId>,
-    /// Recovery point: `latest`, or the number of an epoch
+    /// Recovery point: `latest`, `application` (the newest application-consistent one), or the number of an epoch
     #[arg(long, value_name = "POINT")]
     pub(crate) point: PointSelector,
     /// File or block device to write

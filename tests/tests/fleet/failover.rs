@@ -104,7 +104,10 @@ async fn kernel_a_planned_failover_loses_nothing() -> anyhow::Result<()> {
     machine.write(90);
     run("blockdev", &["--flushbufs", text(disk.device())])?;
     let job = fleet.act(&group, "failover", StartFailover { planned: true, ..over() }).await;
-    ensure!(job.steps[0].code == "hand-over" && job.steps[0].message.contains("4.0 MiB compared"), "{job:#?}");
+    ensure!(
+        job.steps[0].code == "hand-over" && job.steps[0].message.contains("4.0 MiB compared"),
+        "{job:#?}"
+    );
     let there = fleet.group(&group).await;
     ensure!(there.handed_over && there.failover.is_some(), "{there:#?}");
     ensure!(fleet.replica(&group) == machine.content());
@@ -119,13 +122,12 @@ async fn kernel_a_planned_failover_loses_nothing() -> anyhow::Result<()> {
     machine.agent = Some(start_agent(&machine.file));
     until("the agent reports the disk as handed over", || async {
         let report = machine.agent.as_ref()?.report()?;
-        (report.handed_over && report.mode() != control::CaptureMode::Scan && !report.volumes.is_empty()).then_some(())
+        (report.handed_over && report.mode() != control::CaptureMode::Scan && !report.volumes.is_empty())
+            .then_some(())
     })
     .await;
-    until("the config server hears of it", || async {
-        fleet.group(&group).await.handed_over.then_some(())
-    })
-    .await;
+    until("the config server hears of it", || async { fleet.group(&group).await.handed_over.then_some(()) })
+        .await;
 
     fleet.act(&group, "failover/cancel", Confirm { confirm: "web".into() }).await;
     fleet.act(&group, "release", serde_json::json!({})).await;

@@ -2,6 +2,7 @@
 //! certificate and state. Nothing here needs root.
 
 mod failover;
+mod placement;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -123,7 +124,10 @@ impl Fleet {
             _ => {
                 let bpf = self.base.path().join(BPF);
                 std::fs::create_dir(&bpf).unwrap();
-                format!("keep_tracking = true\ntracking_folder = {:?}\n", bpf.join("seawall").display().to_string())
+                format!(
+                    "keep_tracking = true\ntracking_folder = {:?}\n",
+                    bpf.join("seawall").display().to_string()
+                )
             }
         };
         let rest = format!("[agent]\nsource = {source:?}\ncontrol_socket = {socket:?}\n{tracking}");
@@ -175,7 +179,7 @@ impl Fleet {
                 let servers: Page<ServerInfo> = client.get(&format!("/{role}")).await.unwrap();
                 seen += servers.items.iter().filter(|server| server.seen.is_some()).count();
             }
-            (seen == 2).then_some(())
+            (seen >= 2).then_some(())
         })
         .await;
     }
@@ -205,7 +209,8 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         let bpf = self.base.path().join(BPF);
         if bpf.exists() {
-            let _ = std::process::Command::new("umount").arg(bpf).stderr(std::process::Stdio::null()).status();
+            let _ =
+                std::process::Command::new("umount").arg(bpf).stderr(std::process::Stdio::null()).status();
         }
     }
 }

@@ -1,0 +1,99 @@
+//! Several target servers: a group that two keep, and one that moves from one to another.
+
+use control::fleet::ResourceId;
+
+use super::*;
+
+impl Fleet {
+    /// One more target server, by its name.
+    async fn another_target(&self, name: &str) -> (FleetTargetServer, ResourceId) {
+        let rest = "listen = \"127.0.0.1:0\"\ncredentials = \"state/credentials\"\ndata = \"data\"\n";
+        let file = self.enrol(PartRole::TargetServer, name, rest).await;
+        let config = seawall_target_server::Config::load(&file).unwrap();
+        std::fs::create_dir(&config.data).unwrap();
+        (FleetTargetServer::start(config).await.unwrap(), self.target_named(name).await)
+    }
+
+    async fn target_named(&self, name: &str) -> ResourceId {
+        let servers: Page<ServerInfo> = self.client().await.get("/target-servers").await.unwrap();
+        servers.items.into_iter().find(|server| server.name.as_str() == name).unwrap().id
+    }
+
+    async fn protect_at(&self, machine: &Machine, targets: Vec<ResourceId>) -> GroupInfo {
+        let client = self.client().await;
+        until("the targets report", || async {
+            let servers: Page<ServerInfo> = client.get("/target-servers").await.unwrap();
+            servers.items.iter().all(|server| server.seen.is_some()).then_some(())
+        })
+        .await;
+        self.reporting(&client).await;
+        let asked = Protect {
+            volumes: vec![VolumeChoice {
+                device: machine.disk.display().to_string(),
+                name: Some("data".parse().unwrap()),
+            }],
+            policy: None,
+            process_server: None,
+            target_servers: targets,
+            despite_warnings: true,
+        };
+        let job: JobInfo =
+            client.post(&format!("/machines/{}/protect", machine.info.id), &asked).await.unwrap();
+        let job = ended(&client, &job).await;
+        assert_eq!(job.state, JobState::Done, "{job:#?}");
+        client.get(&format!("/groups/{}", machine.info.group)).await.unwrap()
+    }
+
+    async fn arrives_at(&self, name: &str, machine: &Machine, group: &GroupInfo) {
+        let dir = self.base.path().join(name).join("data").join(group.id.to_string());
+        until(&format!("what the machine wrote is at {name}"), || async {
+            let image = find(&dir, "replica.img")?;
+            (std::fs::read(image).ok()? == machine.content()).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Two targets keep a group from its beginning. One that comes later would lack what came before: that is refused, and said.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_targets_keep_a_group_and_a_later_one_is_refused() {
+    let fleet = Fleet::new().await;
+    let (second, second_id) = fleet.another_target("dr2").await;
+    let first_id = fleet.target_named("dr").await;
+    let both = fleet.machine("web").await;
+    let group = fleet.protect_at(&both, vec![first_id.clone(), second_id.clone()]).await;
+    both.write(50);
+    for name in ["dr", "dr2"] {
+        fleet.arrives_at(name, &both, &group).await;
+    }
+
+    let one = fleet.machine("db").await;
+    let group = fleet.protect_at(&one, vec![first_id.clone()]).await;
+    let client = fleet.client().await;
+    let job: JobInfo = client
+        .post(&format!("/groups/{}/unprotect", group.id), &Unprotect { confirm: "db".into() })
+        .await
+        .unwrap();
+    assert_eq!(ended(&client, &job).await.state, JobState::Done);
+    let asked = Protect {
+        volumes: vec![VolumeChoice {
+            device: one.disk.display().to_string(),
+            name: Some("data".parse().unwrap()),
+        }],
+        policy: None,
+        process_server: None,
+        target_servers: vec![second_id],
+        despite_warnings: true,
+    };
+    let refused: Result<JobInfo, EnrolError> =
+        client.post(&format!("/machines/{}/protect", one.info.id), &asked).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("holds nothing of db"), "{refused}");
+    // Nobody names one: it is the one that it had, whatever has more room by now.
+    let group = fleet.protect_at(&one, Vec::new()).await;
+    assert_eq!(group.target_servers, [first_id]);
+    one.write(51);
+    fleet.arrives_at("dr", &one, &group).await;
+    second.shutdown().await;
+    fleet.end(vec![both, one]).await;
+}
