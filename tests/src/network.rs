@@ -42,10 +42,7 @@ impl TwoSites {
             run("ip", &["netns", "add", name])?;
         }
         let [a, b] = &sites.names;
-        run(
-            "ip",
-            &["-n", a, "link", "add", CABLE, "type", "veth", "peer", "name", CABLE, "netns", b],
-        )?;
+        run("ip", &["-n", a, "link", "add", CABLE, "type", "veth", "peer", "name", CABLE, "netns", b])?;
         for (name, side) in [(a, &sites.a), (b, &sites.b)] {
             run("ip", &["-n", name, "addr", "add", &format!("{}/24", side.address), "dev", CABLE])?;
             run("ip", &["-n", name, "link", "set", "lo", "up"])?;

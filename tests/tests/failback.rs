@@ -202,7 +202,9 @@ fn kernel_a_disk_is_handed_over_with_proof_or_not_at_all() -> anyhow::Result<()>
     system.failover(&["start", "--point", &epoch.to_string()])?;
     let committed = system.failover(&["commit"])?;
     let newest = committed["point"]["epoch"].as_u64().context("the newest point")?;
-    ensure!(committed["changed_bytes"] == 0 && system.restored(&disk_name, newest)? == content(disk.device())?);
+    ensure!(
+        committed["changed_bytes"] == 0 && system.restored(&disk_name, newest)? == content(disk.device())?
+    );
     system.hand_over(&["--release"])?;
     system.stop(Part::Agent)?;
     system.detach()

@@ -32,9 +32,12 @@ fn only_ebpf(system: &System) -> anyhow::Result<()> {
 fn little_moved(what: &str, system: &System, differed: u64) -> anyhow::Result<()> {
     let report = system.report()?;
     let sent = report["sent_bytes_total"].as_u64().context("bytes sent")?;
-    let ratio = sent as f64 / differed.max(1) as f64;
-    println!("{what}: {sent} bytes moved, {differed} bytes of granules differed, ratio {ratio:.3}");
-    ensure!(sent <= differed * 11 / 10 + DISK / CHECKSUMS_SHARE, "{sent} bytes moved for {differed}: {report}");
+    let ratio = if differed == 0 { "-".into() } else { format!("{:.3}", sent as f64 / differed as f64) };
+    println!("{what}: {sent} bytes moved, {differed} bytes of granules differed, ratio {ratio}");
+    ensure!(
+        sent <= differed * 11 / 10 + DISK / CHECKSUMS_SHARE,
+        "{sent} bytes moved for {differed}: {report}"
+    );
     Ok(())
 }
 
@@ -114,7 +117,11 @@ fn kernel_a_database_goes_over_and_comes_home() -> anyhow::Result<()> {
     let over = forward.failover(&["start", "--promote", "--export", text(&place("nbd"))])?;
     let mut disk_b = Attached::new(uri(&over["uris"][0])?, &place("b"))?;
     let server_b = revived(&disk_b.file("pg"), &place("pg-b"))?;
-    println!("from the command to a database that answers at B: {:?} (export: {} ms)", begun.elapsed(), over["took_ms"]);
+    println!(
+        "from the command to a database that answers at B: {:?} (export: {} ms)",
+        begun.elapsed(),
+        over["took_ms"]
+    );
     let [survived] = examined(&server_b, ["A"])?;
     println!(
         "lost A: {} rows were acknowledged, {due} of them before the point, {survived} are at B",
@@ -140,8 +147,10 @@ fn kernel_a_database_goes_over_and_comes_home() -> anyhow::Result<()> {
     let name_b = name(disk_b.device());
     let mut back = System::init_between(&[disk_b.device()], 200, &sites.b, &sites.a)?;
     only_ebpf(&back)?;
-    let adopt =
-        format!("\n[[group.volume]]\nname = {name_b:?}\ndevice = {:?}\nadopt = true\n", text(disk_a.device()));
+    let adopt = format!(
+        "\n[[group.volume]]\nname = {name_b:?}\ndevice = {:?}\nadopt = true\n",
+        text(disk_a.device())
+    );
     back.edit(Part::TargetServer, |text| format!("{text}{adopt}"))?;
     back.start_all()?;
     back.wait_for_points("a point of B", |points| points.len() > 1)?;
@@ -185,7 +194,11 @@ fn kernel_a_database_goes_over_and_comes_home() -> anyhow::Result<()> {
     forward.start(Part::ProcessServer)?;
     forward.start(Part::Agent)?;
     forward.wait_for_points("a point of A", |points| points.last() > Some(&stale))?;
-    little_moved("protection in the old direction", &forward, differing(&last_at_b, &content(disk_a.device())?))?;
+    little_moved(
+        "protection in the old direction",
+        &forward,
+        differing(&last_at_b, &content(disk_a.device())?),
+    )?;
     let mount_a = Mount::new(disk_a.device(), &place("a"), "defaults")?;
     let server_a = revived(&mount_a.point().join("pg"), &place("pg-a"))?;
     let home = [survived, at_b, later_at_b];
