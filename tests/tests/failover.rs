@@ -222,3 +222,45 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
     ensure!(system.restored(&name(disk.device()), back)? == after, "replication goes on where it was");
     system.stop(Part::Agent)
 }
+
+/// From the command to the running exports, of a volume that has so many bytes and all of whose blocks are as at the point.
+fn time_to_exports(dir: &Path, bytes: u64) -> anyhow::Result<f64> {
+    std::fs::create_dir(dir)?;
+    let disk = LoopDisk::create(&dir.join("disk.img"), bytes)?;
+    let mut system = System::init(&[disk.device()], 200)?;
+    let volume = name(disk.device());
+    // Adopted, it has a point without that anything was read.
+    let adopt =
+        format!("\n[[group.volume]]\nname = {volume:?}\ndevice = {:?}\nadopt = true\n", text(disk.device()));
+    system.edit(Part::TargetServer, |text| format!("{text}{adopt}"))?;
+    system.start(Part::TargetServer)?;
+    wait_until("there is a point", || Ok(system.points() == [1]))?;
+    let mut times = Vec::new();
+    for round in 0..5 {
+        let place = dir.join(round.to_string());
+        std::fs::create_dir(&place)?;
+        let over = system.failover(&["start", "--point", "1", "--promote", "--export", text(&place)])?;
+        times.push(over["took_ms"].as_f64().context("how long it took")?);
+        let socket = place.join(format!("{volume}.sock"));
+        let size = run("nbdinfo", &["--size", &uri(&socket, &disk)])?;
+        ensure!(size == bytes.to_string() && over["changed_bytes"] == 0, "{size} {over}");
+        system.asked(&["export", "stop", &over["exports"][0]["id"].to_string()])?;
+        system.failover(&["demote"])?;
+        system.failover(&["cancel"])?;
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// A volume of any size is failed over, and how long that takes is printed: what counts is what changed since the point, not the size.
+#[test]
+fn kernel_a_large_volume_is_failed_over_as_a_small_one() -> anyhow::Result<()> {
+    if !root("kernel_a_large_volume_is_failed_over_as_a_small_one") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let small = time_to_exports(&dir.path().join("small"), 1 << 30)?;
+    let large = time_to_exports(&dir.path().join("large"), 64 << 30)?;
+    println!("to the running export: 1 GiB {small:.1} ms, 64 GiB {large:.1} ms, ratio {:.2}", large / small);
+    Ok(())
+}
