@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{Generation, UnixNanos};
+use block::{Generation, HistoryId, UnixNanos};
 use bytes::Bytes;
 use cache::{HeldChangeset, Position, ReadError};
 use control::StateCode;
@@ -161,7 +161,7 @@ impl Forwarder {
         let opening = sender.held();
         let holds = Position { generation, epoch: opening.held };
         let applied = Position { generation, epoch: opening.applied };
-        if let Err(error) = self.contact(applied).await {
+        if let Err(error) = self.contact(applied, sender.history()).await {
             return error.into();
         }
         self.applied();
@@ -175,9 +175,12 @@ impl Forwarder {
         }
     }
 
-    async fn contact(&self, applied: Position) -> Result<(), ReadError> {
+    async fn contact(&self, applied: Position, history: HistoryId) -> Result<(), ReadError> {
         let (server, group, target) = (self.server.clone(), self.hub.group, self.route.address.clone());
-        let contact = tokio::task::spawn_blocking(move || server.cache.contact(group, &target, applied));
+        let contact = tokio::task::spawn_blocking(move || {
+            server.cache.follow(group, applied, history)?;
+            server.cache.contact(group, &target, applied)
+        });
         contact.await.unwrap_or(Err(ReadError::Cache(cache::CacheError::Closing)))
     }
 

@@ -125,7 +125,7 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver) -> Result<(), Re
 /// agent or target that knows better refuses; but a generation that is not the first is known to begin somewhere, and waits.
 async fn adopt(server: &Arc<Server>, hub: &Hub, generation: Generation) -> Result<(), Refusal> {
     let is_later = server.cache.held(hub.group).generation < generation && generation > Generation(1);
-    let mut holds = Vec::new();
+    let (mut holds, mut histories, mut fenced) = (Vec::new(), Vec::new(), 0);
     for route in &hub.routes {
         let asked = async {
             let credentials = server.credentials.current();
@@ -135,19 +135,32 @@ async fn adopt(server: &Arc<Server>, hub: &Hub, generation: Generation) -> Resul
         let (code, why) = match tokio::time::timeout(ADOPT_TIME_MAX, asked).await {
             Ok(Ok((sender, _))) => {
                 holds.push((route.address.clone(), Position { generation, epoch: sender.held().applied }));
+                histories.push(sender.history());
                 continue;
             }
             Ok(Err(error)) => (error.refusal(), error.to_string()),
             Err(_) => (None, "it does not answer".to_owned()),
         };
         tracing::debug!(group = %hub.group, target = route.address, why, "ask what a target holds");
-        if !is_later {
-            return Ok(());
-        }
         let message = format!(
             "deliver for group {}: ask target {} where generation {generation} begins: {why}",
             hub.group, route.address
         );
+        if !is_later {
+            if code != Some(RefusalCode::Generation) {
+                return Ok(());
+            }
+            fenced += 1;
+            // Nobody takes it, and nobody will: what would be kept for is for nobody.
+            if fenced == hub.routes.len() {
+                return Err(Refusal {
+                    code: RefusalCode::Generation,
+                    state: Some(StateCode::Fenced),
+                    message,
+                });
+            }
+            continue;
+        }
         return Err(match code {
             Some(RefusalCode::Generation) => {
                 Refusal { code: RefusalCode::Generation, state: Some(StateCode::Fenced), message }
@@ -155,8 +168,27 @@ async fn adopt(server: &Arc<Server>, hub: &Hub, generation: Generation) -> Resul
             _ => Refusal { code: RefusalCode::Busy, state: None, message },
         });
     }
+    if holds.len() < hub.routes.len() {
+        return Ok(());
+    }
+    if histories.iter().any(|history| *history != histories[0]) {
+        let message = format!(
+            "deliver for group {}: its targets have begun generation {generation} each on its own: one has another history. \
+             Begin a new generation with the target that is to go on, and leave the other one out",
+            hub.group
+        );
+        return Err(Refusal { code: RefusalCode::Busy, state: Some(StateCode::Gap), message });
+    }
     let (server, group) = (server.clone(), hub.group);
-    let adopted = tokio::task::spawn_blocking(move || server.cache.adopt(group, &holds)).await;
+    let adopt = move || {
+        let adopted = server.cache.adopt(group, &holds)?;
+        if let (true, Some(history), Some((_, first))) = (adopted, histories.first(), holds.first()) {
+            // Else it is believed when it is forwarded to for the first time.
+            drop(server.cache.follow(group, *first, *history));
+        }
+        Ok(adopted)
+    };
+    let adopted = tokio::task::spawn_blocking(adopt).await;
     if adopted.unwrap_or(Err(CacheError::Closing)).map_err(|error| refused(error.into()))? {
         tracing::warn!(%group, "nothing is held of this group, but its targets have it: the cache goes on after them");
     }

@@ -18,7 +18,7 @@ use std::time::Instant;
 use block::{ByteCount, Epoch, Generation};
 use bytes::Bytes;
 use changeset::{Changeset, Opener, SEALED_BYTES_MAX};
-use replica::GroupReplica;
+use replica::{GroupReplica, Standing};
 use tokio::sync::{mpsc, oneshot};
 use wire::{Answerer, Condition, Held, Incoming, Receiver, RefusalCode, Role};
 
@@ -80,9 +80,9 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver, sender: &str) ->
         return Err(Refusal::new(RefusalCode::Failed, message));
     }
     let generation = receiver.generation();
-    let applied = replica.standing(generation)?.applied;
+    let Standing { applied, history, .. } = replica.standing(generation)?;
     tracing::info!(group = %group.id, %generation, %applied, %sender, "delivery begins");
-    receiver.accept(Held { held: applied, applied }, CREDIT_BYTES);
+    receiver.accept_of(Held { held: applied, applied }, CREDIT_BYTES, history);
     let told_condition = condition(&replica, false);
     answerer.tell(told_condition);
 

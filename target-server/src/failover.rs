@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use block::{ByteCount, Generation, GroupId};
-use control::{FailoverInfo, FailoverReply, FailoverStep, PromotedInfo};
+use block::{ByteCount, Epoch, Generation, GroupId};
+use control::{FailoverInfo, FailoverReply, FailoverStep, PointSelector, PromotedInfo};
 use replica::{GroupReplica, Pace, ReplicaError};
 use wire::{Operation, RefusalCode, WireError};
 
-use crate::group::point_info;
+use crate::group::{ADOPTED_LABEL, point_info};
 use crate::operate::json;
 use crate::refusal::Refusal;
 use crate::retain::{epoch_of, replica_of};
@@ -54,7 +54,7 @@ pub(crate) fn run(server: &Server, id: GroupId, step: FailoverStep) -> Result<Fa
     let mut changed_bytes = ByteCount::ZERO;
     match step {
         FailoverStep::Start(point) => {
-            let point = epoch_of(&replica, point)?;
+            let point = chosen(&replica, point)?;
             let generation = replica.applied().0.unwrap_or_default();
             // One that was interrupted goes on in the generation that it has begun.
             let next = match replica.failover() {
@@ -82,6 +82,28 @@ pub(crate) fn reply(replica: &GroupReplica, group: GroupId, changed_bytes: ByteC
         generation: replica.applied().0.unwrap_or_default(),
         point: replica.points_summary().newest.as_ref().map(point_info),
         changed_bytes,
+    }
+}
+
+/// The point that is meant. What was found on disks that came home is the newest point until something whole has come of the side that runs
+/// now; nobody who says "latest" means to throw that side back so far.
+fn chosen(replica: &GroupReplica, selector: PointSelector) -> Result<Epoch, Refusal> {
+    let point = epoch_of(replica, selector)?;
+    let newest = replica.points_summary().newest;
+    let found = newest.filter(|newest| {
+        newest.epoch == point
+            && newest.note.label.as_ref().is_some_and(|label| label.as_str() == ADOPTED_LABEL)
+    });
+    match (selector, found) {
+        (PointSelector::Latest, Some(_)) => {
+            let message = format!(
+                "fail over group {} to its newest point: that is {point}, {ADOPTED_LABEL:?}, what the disks held before they became its \
+                 replica; nothing whole has come of its source yet. Wait for a point of it, or say --point {point}",
+                replica.group()
+            );
+            Err(Refusal::new(RefusalCode::BadRequest, message))
+        }
+        _ => Ok(point),
     }
 }
 

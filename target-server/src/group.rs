@@ -23,7 +23,7 @@ use crate::refusal::Refusal;
 use crate::upkeep::Upkeep;
 
 /// The name of the point that adopted disks begin with.
-const ADOPTED_LABEL: &str = "as found";
+pub(crate) const ADOPTED_LABEL: &str = "as found";
 
 /// Where overlays are, below a group's directory.
 const OVERLAYS_DIR: &str = "overlays";

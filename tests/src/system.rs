@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use crate::network::Side;
+
 /// A program of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -38,8 +40,18 @@ pub struct System {
     running: Vec<(Part, Child)>,
     /// Where the agent's program, configuration and log are, when not with the others.
     agent_home: Option<PathBuf>,
-    /// The network namespace that the agent runs in, when not in the test's.
-    agent_network: Option<String>,
+    /// The network namespaces that parts run in, when not in the test's.
+    networks: Vec<(Part, String)>,
+    /// The one that the operator's commands run in, likewise.
+    operator_network: Option<String>,
+}
+
+/// A program in a network namespace. Only the network is another: the mount of BPF's file system must stay in sight.
+fn within(network: Option<&str>, program: &Path) -> Command {
+    let Some(network) = network else { return Command::new(program) };
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={network}")).arg(program);
+    command
 }
 
 /// A program that `cargo build` made, beside the running program or above the running test.
@@ -80,17 +92,44 @@ impl System {
     /// # Errors
     /// When `seawall init` fails.
     pub fn init(devices: &[&Path], epoch_ms: u64) -> anyhow::Result<System> {
+        let (process, target) =
+            (format!("127.0.0.1:{}", free_port()?), format!("127.0.0.1:{}", free_port()?));
+        System::init_at(devices, epoch_ms, &process, &target)
+    }
+
+    /// As [`System::init`]; agent and process server are in one network, the target server and the operator in the other.
+    ///
+    /// # Errors
+    /// When `seawall init` fails.
+    pub fn init_between(
+        devices: &[&Path],
+        epoch_ms: u64,
+        source: &Side,
+        target: &Side,
+    ) -> anyhow::Result<System> {
+        let at = |side: &Side, port: u16| format!("{}:{port}", side.address);
+        let mut system = System::init_at(devices, epoch_ms, &at(source, 7440), &at(target, 7441))?;
+        system.networks = vec![
+            (Part::Agent, source.namespace.clone()),
+            (Part::ProcessServer, source.namespace.clone()),
+            (Part::TargetServer, target.namespace.clone()),
+        ];
+        system.operator_network = Some(target.namespace.clone());
+        Ok(system)
+    }
+
+    fn init_at(devices: &[&Path], epoch_ms: u64, process: &str, target: &str) -> anyhow::Result<System> {
         let dir = tempfile::tempdir()?;
         let mut command = Command::new(program("seawall")?);
         command.arg("init").arg(dir.path().join("seawall"));
         for device in devices {
             command.arg("--device").arg(device);
         }
-        command.arg("--process-server").arg(format!("127.0.0.1:{}", free_port()?));
-        command.arg("--target-server").arg(format!("127.0.0.1:{}", free_port()?));
+        command.args(["--process-server", process, "--target-server", target]);
         let output = command.output()?;
         ensure!(output.status.success(), "seawall init: {}", String::from_utf8_lossy(&output.stderr));
-        let system = System { dir, running: Vec::new(), agent_home: None, agent_network: None };
+        let (running, networks) = (Vec::new(), Vec::new());
+        let system = System { dir, running, agent_home: None, networks, operator_network: None };
         let socket = system.socket();
         // Tests of when a resync begins say so themselves; all others must not depend on the hour.
         system.edit(Part::Agent, |text| format!("{text}\n[resync]\nwindow = []\n"))?;
@@ -181,16 +220,8 @@ impl System {
             (Part::Agent, Some(home)) => home.join("seawall-agent"),
             _ => program(&format!("seawall-{}", part.name()))?,
         };
-        // Only the network: the mount of BPF's file system must stay in sight.
-        let mut command = match (part, &self.agent_network) {
-            (Part::Agent, Some(network)) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net={network}")).arg(program);
-                command
-            }
-            _ => Command::new(program),
-        };
-        let child = command
+        let network = self.networks.iter().find(|(inside, _)| *inside == part);
+        let child = within(network.map(|(_, network)| network.as_str()), &program)
             .args(["--log", self.log_filter(part), "run", "--config"])
             .arg(self.config(part))
             .envs(variables.iter().copied())
@@ -243,7 +274,7 @@ impl System {
 
     /// Lets the agent run in a network of its own from its next start on.
     pub fn enter_network(&mut self, namespace: &str) {
-        self.agent_network = Some(namespace.to_owned());
+        self.networks = vec![(Part::Agent, namespace.to_owned())];
     }
 
     /// Where a server listens, as its configuration says.
@@ -272,12 +303,18 @@ impl System {
         Ok(())
     }
 
+    /// The operator's command, where the operator is.
+    fn seawall(&self) -> anyhow::Result<Command> {
+        Ok(within(self.operator_network.as_deref(), &program("seawall")?))
+    }
+
     /// What `seawall status --json` prints, also when a server does not answer.
     ///
     /// # Errors
     /// When it prints nothing of the kind.
     pub fn status(&self) -> anyhow::Result<Value> {
-        let output = Command::new(program("seawall")?)
+        let output = self
+            .seawall()?
             .args(["status", "--json", "--dir"])
             .arg(self.dir.path().join("seawall"))
             .output()?;
@@ -350,7 +387,8 @@ impl System {
     /// # Errors
     /// When it fails; the error holds what it said.
     pub fn operator(&self, command: &str, arguments: &[&str]) -> anyhow::Result<Value> {
-        let output = Command::new(program("seawall")?)
+        let output = self
+            .seawall()?
             .arg(command)
             .arg("--dir")
             .arg(self.dir.path().join("seawall"))
@@ -508,7 +546,7 @@ impl System {
     /// # Errors
     /// What it answers of the kind.
     pub fn asked(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let mut command = Command::new(program("seawall")?);
+        let mut command = self.seawall()?;
         command.args(arguments).arg("--json").arg("--dir").arg(self.dir.path().join("seawall"));
         let output = command.output()?;
         answer(&output)

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use scratch::{LoopDisk, run};
 use seawall_tests::system::{Part, System};
-use seawall_tests::{name, random, root, text};
+use seawall_tests::{GRANULE, content, differing, name, random, root, text};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
-const GRANULE: u64 = 65536;
 const DISK: u64 = 96 * MIB;
 
 /// Writes random data at some places, and gives the whole disk.
@@ -22,7 +21,7 @@ fn write(disk: &LoopDisk, places: &[(u64, u64)]) -> anyhow::Result<Vec<u8>> {
         file.write_all_at(&random(*bytes)?, *at)?;
     }
     file.sync_all()?;
-    content(disk)
+    content(disk.device())
 }
 
 /// Writes what is there.
@@ -31,17 +30,6 @@ fn writable(disk: &LoopDisk) -> std::io::Result<()> {
     let mut sector = [0; 4096];
     file.read_exact_at(&mut sector, 0)?;
     file.write_all_at(&sector, 0)
-}
-
-fn content(disk: &LoopDisk) -> anyhow::Result<Vec<u8>> {
-    run("blockdev", &["--flushbufs", text(disk.device())])?;
-    Ok(std::fs::read(disk.device())?)
-}
-
-/// Granules in which two disks differ, in bytes.
-fn differing(a: &[u8], b: &[u8]) -> u64 {
-    let granules = a.chunks(GRANULE as usize).zip(b.chunks(GRANULE as usize));
-    granules.filter(|(a, b)| a != b).count() as u64 * GRANULE
 }
 
 /// At most 1.1 times the granules that differ, and 0.1 % of the volume for the checksums.
@@ -88,12 +76,12 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     let image_b = dir.path().join("b.img");
     std::fs::write(&image_b, forward.restored(&disk_name, chosen)?)?;
     let disk_b = LoopDisk::attach(&image_b, 512)?;
-    ensure!(content(&disk_b)? == at_point);
+    ensure!(content(disk_b.device())? == at_point);
     let at_b = write(&disk_b, &[(20 * MIB + 4096, 3 * MIB), (90 * MIB, 65536)])?;
 
     // A's machine is back: no tracking, and its disk as it was left.
     forward.detach()?;
-    ensure!(content(&disk_a)? == lost);
+    ensure!(content(disk_a.device())? == lost);
     let mut back = System::init(&[disk_b.device()], 200)?;
     back.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
     let name_b = name(disk_b.device());
@@ -121,7 +109,7 @@ fn kernel_a_disk_comes_home_and_only_what_differs_moves() -> anyhow::Result<()> 
     ensure!(back.restored(&name_b, 1)? == lost && back.restored(&name_b, last)? == last_at_b);
     back.stop(Part::TargetServer)?;
     back.stop(Part::ProcessServer)?;
-    ensure!(content(&disk_a)? == last_at_b, "A's disk is B's, byte for byte");
+    ensure!(content(disk_a.device())? == last_at_b, "A's disk is B's, byte for byte");
 
     // A runs again, in the next generation, and is protected to B's replica as before.
     forward.failover(&["start", "--point", "latest"])?;
@@ -197,7 +185,7 @@ fn kernel_a_disk_is_handed_over_with_proof_or_not_at_all() -> anyhow::Result<()>
     run("mount", &[text(disk.device()), text(&mounted)]).expect_err("and claimed");
     let again = system.hand_over(&[]).expect_err("once is enough").to_string();
     ensure!(again.contains("already"), "{again}");
-    let all = content(&disk)?;
+    let all = content(disk.device())?;
     ensure!(system.restored(&disk_name, epoch)? == all, "the point is the disk");
     ensure!(system.hand_over(&["--release"])?["answer"] == "released");
     write(&disk, &[(40 * MIB, 4096)]).context("it goes on")?;
@@ -209,12 +197,14 @@ fn kernel_a_disk_is_handed_over_with_proof_or_not_at_all() -> anyhow::Result<()>
     file.write_all_at(b"damage", 33 * MIB + 77)?;
     file.sync_all()?;
     let handed = system.hand_over(&[])?;
-    ensure!(handed["different"] == GRANULE, "{handed}");
+    ensure!(handed["different"] == GRANULE as u64, "{handed}");
     let epoch = handed["epoch"].as_u64().context("the point")?;
     system.failover(&["start", "--point", &epoch.to_string()])?;
     let committed = system.failover(&["commit"])?;
     let newest = committed["point"]["epoch"].as_u64().context("the newest point")?;
-    ensure!(committed["changed_bytes"] == 0 && system.restored(&disk_name, newest)? == content(&disk)?);
+    ensure!(
+        committed["changed_bytes"] == 0 && system.restored(&disk_name, newest)? == content(disk.device())?
+    );
     system.hand_over(&["--release"])?;
     system.stop(Part::Agent)?;
     system.detach()

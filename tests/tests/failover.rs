@@ -3,14 +3,14 @@
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use scratch::{FileSystem, LoopDisk, Mount, run};
+use seawall_tests::attached::Attached;
 use seawall_tests::system::{Part, System};
-use seawall_tests::{name, root, text};
+use seawall_tests::{name, root, text, wait_until};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -26,15 +26,6 @@ fn write(disk: &LoopDisk, at: u64, byte: u8) -> anyhow::Result<Vec<u8>> {
 
 fn group(system: &System) -> anyhow::Result<Value> {
     Ok(system.operator("status", &[])?["target_server"]["groups"][0].clone())
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let limit = Instant::now() + Duration::from_secs(90);
-    while !holds()? {
-        ensure!(Instant::now() < limit, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Ok(())
 }
 
 #[test]
@@ -111,49 +102,8 @@ fn kernel_a_failover_keeps_the_source_out_until_it_is_cancelled() -> anyhow::Res
     system.stop(Part::Agent)
 }
 
-/// An export as a disk of this machine, with the file system on it.
-struct Used {
-    mount: Option<Mount>,
-    disk: Option<LoopDisk>,
-    fuse: Child,
-    dir: PathBuf,
-}
-
-impl Used {
-    fn new(socket: &str, volume: &str, dir: &Path) -> anyhow::Result<Used> {
-        std::fs::create_dir(dir)?;
-        let uri = format!("nbd+unix:///{volume}?socket={socket}");
-        let fuse = Command::new("nbdfuse").arg(dir).arg(uri).stdin(Stdio::null()).spawn();
-        let fuse = fuse.context("run nbdfuse; `cargo xtask test` installs it")?;
-        let mut used = Used { mount: None, disk: None, fuse, dir: dir.to_owned() };
-        let file = dir.join("nbd");
-        wait_until("nbdfuse shows the export", || Ok(file.exists()))?;
-        let disk = used.disk.insert(LoopDisk::attach(&file, 512)?);
-        used.mount = Some(Mount::new(disk.device(), &dir.with_extension("mnt"), "rw")?);
-        Ok(used)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.mount.as_ref().expect("it is mounted").point().join(name)
-    }
-
-    /// Unmounts it and checks the file system.
-    fn end(mut self) -> anyhow::Result<()> {
-        self.mount.take().context("it is mounted")?.unmount()?;
-        FileSystem::Ext4.check(self.disk.as_ref().context("it is attached")?.device())
-    }
-}
-
-impl Drop for Used {
-    fn drop(&mut self) {
-        drop(self.mount.take());
-        drop(self.disk.take());
-        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.dir).stderr(Stdio::null()).status();
-        if self.fuse.try_wait().is_ok_and(|status| status.is_none()) {
-            let _ = self.fuse.kill();
-        }
-        let _ = self.fuse.wait();
-    }
+fn uri(socket: &Path, disk: &LoopDisk) -> String {
+    format!("nbd+unix:///{}?socket={}", name(disk.device()), text(socket))
 }
 
 /// `seawall export` of the promoted disk, and the export's number.
@@ -196,7 +146,7 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
     let refused = system.failover(&["cancel"]).expect_err("it is promoted").to_string();
     ensure!(refused.contains("demote"), "{refused}");
 
-    let used = Used::new(text(&socket), &name(disk.device()), &dir.path().join("first"))?;
+    let used = Attached::new(&uri(&socket, &disk), &dir.path().join("first"))?;
     ensure!(std::fs::read(used.file("before"))? == vec![7; 3 * MIB]);
     let mut kept = Vec::new();
     for round in 0..20_u8 {
@@ -230,7 +180,7 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
     for turn in ["second", "third"] {
         let again = sockets.path().join(format!("{turn}.sock"));
         let id = export(&system, &disk, &again)?;
-        let used = Used::new(text(&again), &name(disk.device()), &dir.path().join(turn))?;
+        let used = Attached::new(&uri(&again, &disk), &dir.path().join(turn))?;
         for (name, content) in &kept {
             ensure!(
                 std::fs::read(used.file(name))? == *content,
@@ -271,4 +221,46 @@ fn kernel_a_promoted_disk_is_used_and_survives_the_target_servers_end() -> anyho
     let back = system.wait_for_now()?;
     ensure!(system.restored(&name(disk.device()), back)? == after, "replication goes on where it was");
     system.stop(Part::Agent)
+}
+
+/// From the command to the running exports, of a volume that has so many bytes and all of whose blocks are as at the point.
+fn time_to_exports(dir: &Path, bytes: u64) -> anyhow::Result<f64> {
+    std::fs::create_dir(dir)?;
+    let disk = LoopDisk::create(&dir.join("disk.img"), bytes)?;
+    let mut system = System::init(&[disk.device()], 200)?;
+    let volume = name(disk.device());
+    // Adopted, it has a point without that anything was read.
+    let adopt =
+        format!("\n[[group.volume]]\nname = {volume:?}\ndevice = {:?}\nadopt = true\n", text(disk.device()));
+    system.edit(Part::TargetServer, |text| format!("{text}{adopt}"))?;
+    system.start(Part::TargetServer)?;
+    wait_until("there is a point", || Ok(system.points() == [1]))?;
+    let mut times = Vec::new();
+    for round in 0..5 {
+        let place = dir.join(round.to_string());
+        std::fs::create_dir(&place)?;
+        let over = system.failover(&["start", "--point", "1", "--promote", "--export", text(&place)])?;
+        times.push(over["took_ms"].as_f64().context("how long it took")?);
+        let socket = place.join(format!("{volume}.sock"));
+        let size = run("nbdinfo", &["--size", &uri(&socket, &disk)])?;
+        ensure!(size == bytes.to_string() && over["changed_bytes"] == 0, "{size} {over}");
+        system.asked(&["export", "stop", &over["exports"][0]["id"].to_string()])?;
+        system.failover(&["demote"])?;
+        system.failover(&["cancel"])?;
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// A volume of any size is failed over, and how long that takes is printed: what counts is what changed since the point, not the size.
+#[test]
+fn kernel_a_large_volume_is_failed_over_as_a_small_one() -> anyhow::Result<()> {
+    if !root("kernel_a_large_volume_is_failed_over_as_a_small_one") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let small = time_to_exports(&dir.path().join("small"), 1 << 30)?;
+    let large = time_to_exports(&dir.path().join("large"), 64 << 30)?;
+    println!("to the running export: 1 GiB {small:.1} ms, 64 GiB {large:.1} ms, ratio {:.2}", large / small);
+    Ok(())
 }

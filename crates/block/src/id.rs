@@ -85,6 +85,29 @@ impl fmt::Display for Generation {
     }
 }
 
+/// Tells histories apart that have the same generation: two sides may begin a generation of the same number without knowing of each
+/// other, as when a target is given back from an older copy and fails over again. Its epochs then follow by number, and not by content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HistoryId(pub u64);
+
+impl HistoryId {
+    /// Of a generation that its source began, or of which nobody knows how it began.
+    pub const SOURCE: HistoryId = HistoryId(0);
+
+    /// Of a generation that begins after this one: the same wherever it begins by the same.
+    #[must_use]
+    pub fn begun_by(self, what: &[u64]) -> HistoryId {
+        let mixed = what.iter().fold(self.0, |before, part| {
+            // The finalizer of splitmix64: every bit of what went in touches every bit of what comes out.
+            let sum = (before ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let first = (sum ^ (sum >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let second = (first ^ (first >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            second ^ (second >> 31)
+        });
+        HistoryId(mixed.max(1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

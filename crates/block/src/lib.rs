@@ -13,7 +13,7 @@ mod units;
 
 pub use bitmap::Bitmap;
 pub use extent::{Extent, ExtentError};
-pub use id::{Generation, GroupId, IdError, VolumeId};
+pub use id::{Generation, GroupId, HistoryId, IdError, VolumeId};
 pub use note::{
     FILESYSTEM_BYTES_MAX, FILESYSTEMS_MAX, LABEL_BYTES_MAX, Label, LabelError, PointNote, REASON_BYTES_MAX,
 };

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use block::{ByteCount, Epoch, Generation, GroupId};
+use block::{ByteCount, Epoch, Generation, GroupId, HistoryId};
 use durable::{OpenMode, Storage, StorageFile};
 use parking_lot::{Condvar, Mutex};
 
@@ -307,6 +307,28 @@ impl Cache {
         Ok(())
     }
 
+    /// A target that holds `holds` said which history of the generation it has. The first one that says so of a generation is believed, and
+    /// that is kept; blocks for the disk then. To be called before [`Cache::contact`], which looks at numbers only.
+    ///
+    /// # Errors
+    /// When the targets' history of this generation is another one: nothing may be sent to this target.
+    pub fn follow(&self, group: GroupId, holds: Position, history: HistoryId) -> Result<(), ReadError> {
+        let mut state = self.shared.state.lock();
+        configure(&mut state, group, &self.shared.targets);
+        let Some(found) = state.groups.get_mut(&group) else { return Ok(()) };
+        match found.history {
+            Some((generation, known)) if generation == holds.generation => {
+                return if known == history { Ok(()) } else { Err(ReadError::OtherHistory(holds)) };
+            }
+            // It lags: what it lacks of an older generation was taken in before.
+            Some((generation, _)) if generation > holds.generation => return Ok(()),
+            _ => found.history = Some((holds.generation, history)),
+        }
+        state.cursors_dirty = true;
+        drop(state);
+        Ok(write_cursors(&self.shared)?)
+    }
+
     /// Whether nothing was ever held of a group, so that [`Cache::adopt`] is of use.
     pub fn knows_nothing(&self, group: GroupId) -> bool {
         let state = self.shared.state.lock();
@@ -605,6 +627,7 @@ fn state(mut found: Found, options: &Options) -> State {
             entries,
             targets,
             lost: cursor.lost.map(|lost| (lost, "found when the cache was opened".into())),
+            history: cursor.history,
             adopted: found.adopted.contains(&id),
             ..Group::default()
         };

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use block::{Epoch, Generation, GroupId};
+use block::{Epoch, Generation, GroupId, HistoryId};
 
 use crate::Position;
 use crate::format::Flaw;
@@ -13,10 +13,10 @@ use crate::format::Flaw;
 pub const TARGET_NAME_BYTES_MAX: usize = 255;
 
 const MAGIC: &[u8; 8] = b"SWCURSOR";
-/// 1: first.
-const VERSION: u16 = 1;
+/// 1: first. 2: which history of its generation a group has.
+const VERSION: u16 = 2;
 const HEAD: usize = 40;
-const GROUP: usize = 72;
+const GROUP: usize = 88;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursors {
@@ -34,6 +34,8 @@ pub(crate) struct GroupCursor {
     pub(crate) held: Position,
     /// Nothing of this generation or an older one is accepted: held changesets of it were lost from here on.
     pub(crate) lost: Option<Position>,
+    /// Which history of the generation the targets have; of the newest that one has told of.
+    pub(crate) history: Option<(Generation, HistoryId)>,
     pub(crate) targets: BTreeMap<String, Position>,
 }
 
@@ -51,6 +53,9 @@ impl Cursors {
             position(&mut bytes, group.base);
             position(&mut bytes, group.held);
             position(&mut bytes, group.lost.unwrap_or(Position::NONE));
+            let (generation, history) = group.history.unwrap_or_default();
+            bytes.extend_from_slice(&generation.0.to_le_bytes());
+            bytes.extend_from_slice(&history.0.to_le_bytes());
             bytes.extend_from_slice(&(group.targets.len() as u64).to_le_bytes());
             for (name, applied) in &group.targets {
                 bytes.push(name.len() as u8);
@@ -71,7 +76,7 @@ impl Cursors {
             return Err(Flaw::Magic);
         }
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(Flaw::Version(version));
         }
         let (body, checksum) = bytes.split_last_chunk::<4>().ok_or(Flaw::Short)?;
@@ -87,6 +92,11 @@ impl Cursors {
                 base: rest.position()?,
                 held: rest.position()?,
                 lost: Some(rest.position()?).filter(|lost| *lost != Position::NONE),
+                history: match version {
+                    1 => None,
+                    _ => Some((Generation(rest.word()?), HistoryId(rest.word()?)))
+                        .filter(|(generation, _)| *generation != Generation(0)),
+                },
                 targets: BTreeMap::new(),
             };
             for _ in 0..rest.word()? {
@@ -147,20 +157,17 @@ mod tests {
             base: at(1, 5),
             held: at(1, 7),
             lost: Some(at(1, 8)),
+            history: None,
             targets: [("site-b".to_owned(), at(1, 6))].into(),
         };
-        let cursors =
-            Cursors { segment: 3, durable: 0x1000, groups: [(GroupId(*b"0123456789abcdef"), group)].into() };
-        let mut bytes = b"SWCURSOR\x01\0\0\0\0\0\0\0".to_vec();
-        for word in [3u64, 0x1000, 1] {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
-        bytes.extend_from_slice(b"0123456789abcdef");
-        for word in [1u64, 5, 1, 7, 1, 8, 1] {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
-        bytes.extend_from_slice(b"\x06site-b\x01\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
-        bytes.extend_from_slice(&CHECKSUM.to_le_bytes());
+        let cursors = |group| Cursors {
+            segment: 3,
+            durable: 0x1000,
+            groups: [(GroupId(*b"0123456789abcdef"), group)].into(),
+        };
+        assert_eq!(Cursors::decode(&golden(1, &[], CHECKSUM_1)), Ok(cursors(group.clone())));
+        let bytes = golden(2, &[1, 0x77], CHECKSUM);
+        let cursors = cursors(GroupCursor { history: Some((Generation(1), HistoryId(0x77))), ..group });
         assert_eq!(cursors.encode(), bytes);
         assert_eq!(Cursors::decode(&bytes), Ok(cursors));
         for cut in 0..bytes.len() {
@@ -168,14 +175,30 @@ mod tests {
         }
     }
 
-    const CHECKSUM: u32 = 0x3659_ee64;
+    fn golden(version: u8, history: &[u64], checksum: u32) -> Vec<u8> {
+        let mut bytes = b"SWCURSOR".to_vec();
+        bytes.extend_from_slice(&[version, 0, 0, 0, 0, 0, 0, 0]);
+        for word in [3u64, 0x1000, 1] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.extend_from_slice(b"0123456789abcdef");
+        for word in [1u64, 5, 1, 7, 1, 8].iter().chain(history).chain(&[1]) {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.extend_from_slice(b"\x06site-b\x01\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    const CHECKSUM_1: u32 = 0x3659_ee64;
+    const CHECKSUM: u32 = 0x8df3_ee18;
 
     proptest! {
         #[test]
         fn any_bytes_decode_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Cursors::decode(&bytes);
             if bytes.len() > 60 {
-                bytes[..10].copy_from_slice(b"SWCURSOR\x01\0");
+                bytes[..10].copy_from_slice(b"SWCURSOR\x02\0");
                 let end = bytes.len() - 4;
                 let checksum = crc32c::crc32c(&bytes[..end]);
                 bytes[end..].copy_from_slice(&checksum.to_le_bytes());

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use block::{Epoch, Generation, GroupId};
+use block::{Epoch, Generation, GroupId, HistoryId};
 use durable::{CrashStorage, OpenMode, Storage};
 
 use crate::Position;
@@ -107,7 +107,8 @@ pub fn cursors(data: &[u8]) {
     let Some((&way, data)) = data.split_first() else { return };
     let mut bytes = data.to_vec();
     if way & 1 == 1 && bytes.len() > 16 {
-        bytes[..10].copy_from_slice(b"SWCURSOR\x01\0");
+        let version = 1 + (way >> 1 & 1);
+        bytes[..10].copy_from_slice(&[&b"SWCURSOR"[..], &[version, 0]].concat());
         let body = bytes.len() - 4;
         let checksum = crc32c::crc32c(&bytes[..body]);
         bytes[body..].copy_from_slice(&checksum.to_le_bytes());
@@ -121,10 +122,16 @@ pub fn cursors(data: &[u8]) {
 pub fn cursors_seeds() -> Vec<Vec<u8>> {
     let at = |epoch| Position { generation: Generation(1), epoch: Epoch(epoch) };
     let targets = [("site-b".to_owned(), at(6)), ("site-c".to_owned(), at(4))].into();
-    let group = GroupCursor { base: at(4), held: at(9), lost: Some(at(8)), targets };
+    let group = GroupCursor {
+        base: at(4),
+        held: at(9),
+        lost: Some(at(8)),
+        history: Some((Generation(1), HistoryId(9))),
+        targets,
+    };
     let groups = [(GroupId([1; 16]), group), (GroupId([2; 16]), GroupCursor::default())].into();
     let bytes = Cursors { segment: 7, durable: 4096, groups }.encode();
-    [0, 1].map(|way| [&[way][..], &bytes].concat()).to_vec()
+    [0, 1, 3].map(|way| [&[way][..], &bytes].concat()).to_vec()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use block::{ByteCount, Epoch, Generation, GroupId};
+use block::{ByteCount, Epoch, Generation, GroupId, HistoryId};
 use bytes::Bytes;
 
 use crate::cursors::{Cursors, GroupCursor};
@@ -116,6 +116,8 @@ pub(crate) struct Group {
     pub(crate) bytes: u64,
     pub(crate) targets: BTreeMap<String, Target>,
     pub(crate) lost: Option<(Position, Arc<str>)>,
+    /// Which history of the newest generation that a target has told of.
+    pub(crate) history: Option<(Generation, HistoryId)>,
     /// `base` is what the targets said, since nothing was known here; and nothing has been held since.
     pub(crate) adopted: bool,
     /// Counts the appenders opened; only the last may append.
@@ -356,6 +358,7 @@ impl State {
                 // Tells an adopted base from one that was held here.
                 held: if group.is_adopted() { Position::NONE } else { group.held() },
                 lost: group.lost.as_ref().map(|(lost, _)| *lost),
+                history: group.history,
                 targets: group.targets.iter().filter_map(applied).collect(),
             };
             (*id, cursor)

@@ -4,7 +4,7 @@ mod support;
 
 use std::sync::Arc;
 
-use block::{ByteCount, Epoch, Generation};
+use block::{ByteCount, Epoch, Generation, HistoryId};
 use bytes::Bytes;
 use cache::{AppendError, CHUNK_BYTES, Cache, CacheError, Closed, Damage, Event, ReadError, verify};
 use durable::{CrashStorage, Fault, OpenMode, RealStorage, Storage};
@@ -265,6 +265,32 @@ fn a_target_of_another_history_is_not_served() {
     cache.contact(group(1), "a", at(2, 0)).unwrap();
     cache.contact(group(1), "a", at(2, 1)).unwrap();
     assert_eq!(held_after(&cache, group(1), at(1, 3)), [(at(2, 1), 10)]);
+}
+
+/// Numbers alone do not tell a history: a target that has begun the same generation otherwise is not served, also after a restart, until a
+/// later generation begins.
+#[test]
+fn a_target_with_another_history_of_the_generation_is_not_served() {
+    let storage = CrashStorage::new();
+    let (cache, _) = open(&storage, options(1 << 30, MIB, &["a"])).unwrap();
+    let mut source = Source::open(&cache, group(1), 2).unwrap();
+    (1..=3).for_each(|epoch| source.put(epoch, 10));
+    let (ours, other) = (HistoryId(7), HistoryId(8));
+    cache.follow(group(1), at(2, 1), ours).unwrap();
+    cache.contact(group(1), "a", at(2, 0)).unwrap();
+    // No close: it is durable when it is said.
+    drop((source, cache));
+    for turn in 0..2 {
+        let (cache, _) = open(&storage.crash(turn), options(1 << 30, MIB, &["a"])).unwrap();
+        let refused = cache.follow(group(1), at(2, 2), other);
+        assert!(matches!(refused, Err(ReadError::OtherHistory(holds)) if holds == at(2, 2)), "{refused:?}");
+        cache.follow(group(1), at(2, 2), ours).unwrap();
+        cache
+            .follow(group(1), at(1, 9), other)
+            .expect("what it lacks of an older generation is not in question");
+        cache.follow(group(1), at(3, 4), other).expect("a later generation begins anew");
+        cache.follow(group(1), at(3, 4), ours).expect_err("and is one history as well");
+    }
 }
 
 #[test]

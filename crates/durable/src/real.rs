@@ -181,6 +181,9 @@ impl StorageFile for RealFile {
             match self.fallocate(*way, offset, length) {
                 Ok(()) => return Ok(()),
                 Err(errno) if is_unsupported(errno) => {}
+                // The kernel forgets what it has in memory of the range before it zeroes it. While somebody has claimed the device, be it
+                // this process with another handle, it will not forget what was written and has not reached the medium yet.
+                Err(Errno::BUSY) if self.block_device => break,
                 Err(errno) => return Err(errno.into()),
             }
         }

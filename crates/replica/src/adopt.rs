@@ -9,7 +9,7 @@
 //!
 //! A crash before the state leaves a replica that follows nothing yet, which may be adopted again.
 
-use block::{Consistency, Epoch, Generation, Label, PointNote};
+use block::{Consistency, Epoch, Generation, HistoryId, Label, PointNote};
 use changeset::{Stamp, VolumeInfo};
 
 use crate::delta::Delta;
@@ -37,7 +37,7 @@ impl GroupReplica {
         }
         let now = (self.options.clock)();
         {
-            let writer = self.writer.lock();
+            let mut writer = self.writer.lock();
             if writer.state.generation.is_some() || writer.state.applied > Epoch::NONE {
                 return refused(
                     "the replica has a history already, and nothing can come before it".to_owned(),
@@ -46,6 +46,8 @@ impl GroupReplica {
             let found = [(FOUND, Pin { label: Some(label.clone()), pinned: now, expires: None })].into();
             pins::write(&*self.core.storage, &self.core.dir, group, &found)?;
             self.core.shared.write().pins = found;
+            // With the state, when the epoch is applied.
+            writer.state.history = HistoryId::SOURCE.begun_by(&[generation.0, now.0]);
         }
         let stamp = Stamp { group, generation, epoch: FOUND, consistency: Consistency::Crash, cut_time: now };
         let mut delta = Delta::new(stamp, volumes);

@@ -23,7 +23,9 @@
 //! | views | go on; at a point of the new generation they keep it from being cancelled |
 //! | thin, delete, scrub | refused, or wait until it is committed or cancelled |
 
-use block::{BLOCK_BYTES, ByteCount, ByteOffset, Consistency, Epoch, Generation, Label, PointNote, VolumeId};
+use block::{
+    BLOCK_BYTES, ByteCount, ByteOffset, Consistency, Epoch, Generation, HistoryId, Label, PointNote, VolumeId,
+};
 use changeset::{Stamp, VolumeInfo};
 
 use crate::delta::{Change, Content, Delta};
@@ -136,8 +138,14 @@ impl GroupReplica {
                     let from = known.filter(|known| *known < generation);
                     let from = from.ok_or(ReplicaError::NotNewer { group, known, asked: generation })?;
                     let failover = Failover { point, from, ended: writer.state.applied };
+                    // The same wherever the same is decided of the same: two targets that fail over to one point go on alike.
+                    let before = writer.state.history;
+                    let now = &writer.state;
+                    let begun = [generation.0, point.0, now.applied.0, now.cut_time.0];
                     let state = State {
                         generation: Some(generation),
+                        history: before.begun_by(&begun),
+                        history_before: before,
                         failover: Some(failover),
                         ..writer.state.clone()
                     };
@@ -276,7 +284,7 @@ impl GroupReplica {
             return Err(ReplicaError::FailoverPending { group, point: pending.point });
         }
         self.mark_own(&writer.state)?;
-        let state = State { failover: None, ..writer.state.clone() };
+        let state = State { failover: None, history_before: HistoryId::SOURCE, ..writer.state.clone() };
         self.write_state(&mut writer, state)?;
         Ok(writer.state.generation.expect("a failover names one"))
     }
@@ -320,7 +328,13 @@ impl GroupReplica {
         building.look_again();
         self.core.shared.write().going = None;
         taken_back?;
-        let state = State { generation: Some(failover.from), failover: None, ..writer.state.clone() };
+        let state = State {
+            generation: Some(failover.from),
+            history: writer.state.history_before,
+            history_before: HistoryId::SOURCE,
+            failover: None,
+            ..writer.state.clone()
+        };
         self.write_state(writer, state)?;
         Ok(failover.from)
     }
@@ -364,6 +378,7 @@ impl GroupReplica {
         {
             let mut shared = self.core.shared.write();
             shared.generation = state.generation;
+            shared.history = state.history;
             shared.applied = state.applied;
             shared.cut_time = state.cut_time;
             shared.failover = state.failover;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use block::{ByteCount, ByteOffset, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use block::{ByteCount, ByteOffset, Epoch, Generation, GroupId, HistoryId, UnixNanos, VolumeId};
 use changeset::{Changeset, Payload, VolumeInfo};
 use durable::{Storage, fault_point};
 use parking_lot::{Mutex, RwLock};
@@ -48,6 +48,8 @@ impl Default for Options {
 pub struct Standing {
     /// The last epoch that it holds, durably.
     pub applied: Epoch,
+    /// Which history of the generation it has.
+    pub history: HistoryId,
     /// How often what had been applied was taken back, by a failover or for want of space.
     pub taken_back: u64,
 }
@@ -166,7 +168,11 @@ impl GroupReplica {
             Some(expected) if expected != generation => {
                 Err(ReplicaError::OtherGeneration { group, expected, found: generation })
             }
-            _ => Ok(Standing { applied: shared.applied, taken_back: shared.rollbacks }),
+            _ => Ok(Standing {
+                applied: shared.applied,
+                history: shared.history,
+                taken_back: shared.rollbacks,
+            }),
         }
     }
 
@@ -514,6 +520,7 @@ impl GroupReplica {
         let retired = {
             let mut shared = self.core.shared.write();
             shared.generation = state.generation;
+            shared.history = state.history;
             shared.applied = state.applied;
             shared.cut_time = state.cut_time;
             shared.floor = state.floor;

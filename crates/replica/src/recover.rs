@@ -132,6 +132,7 @@ pub(crate) fn open(
     };
     let mut shared = Shared {
         generation: state.generation,
+        history: state.history,
         failover: state.failover,
         applied: state.applied,
         cut_time: state.cut_time,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
-use block::{Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use block::{Epoch, Generation, GroupId, HistoryId, UnixNanos, VolumeId};
 use durable::{OpenMode, Storage, StorageFile};
 use parking_lot::{Mutex, RwLock};
 
@@ -55,6 +55,8 @@ pub(crate) struct Core {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) generation: Option<Generation>,
+    /// Which history of it.
+    pub(crate) history: HistoryId,
     /// Neither committed nor cancelled.
     pub(crate) failover: Option<Failover>,
     /// Its volumes are written here. Changed with the writer's lock held.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use block::{ByteCount, Consistency, Epoch, Generation, GroupId, UnixNanos, VolumeId};
+use block::{ByteCount, Consistency, Epoch, Generation, GroupId, HistoryId, UnixNanos, VolumeId};
 use changeset::{NAME_BYTES_MAX, VOLUMES_MAX, VolumeInfo};
 use durable::{RECORD_PAYLOAD_BYTES_MAX, RecordError, RecordFile, Storage};
 
@@ -14,11 +14,12 @@ use crate::{ReplicaError, layer};
 
 pub(crate) const FILE_NAME: &str = "state";
 const MAGIC: [u8; 8] = *b"SEAWREPL";
-/// 1: the first. 2: a failover that is pending.
-const VERSION: u32 = 2;
-/// Of version 1.
+/// 1: the first. 2: a failover that is pending. 3: which history of its generation it is.
+const VERSION: u32 = 3;
+/// Of versions 1 and 2.
 const HEAD_BYTES_1: usize = 80;
-const HEAD_BYTES: usize = 104;
+const HEAD_BYTES_2: usize = 104;
+const HEAD_BYTES: usize = 120;
 /// Of a volume, before its name.
 const VOLUME_BYTES: usize = 32;
 const CRC_BYTES: usize = 4;
@@ -32,6 +33,10 @@ pub(crate) struct State {
     pub(crate) group: GroupId,
     /// `None` until the first changeset arrives.
     pub(crate) generation: Option<Generation>,
+    /// Which history of that generation.
+    pub(crate) history: HistoryId,
+    /// While a failover is pending, that of the generation before it.
+    pub(crate) history_before: HistoryId,
     /// The last epoch that the images hold, whole and durable.
     pub(crate) applied: Epoch,
     /// The oldest recovery point; 0 before the first. Layers before it are leftovers.
@@ -57,6 +62,8 @@ impl State {
         State {
             group,
             generation: None,
+            history: HistoryId::SOURCE,
+            history_before: HistoryId::SOURCE,
             applied: Epoch::NONE,
             floor: Epoch::NONE,
             cut_time: UnixNanos(0),
@@ -84,6 +91,9 @@ impl State {
             return Err(format!(
                 "a failover to point {point}, from generation {from} that ended at {ended}, is none of this history"
             ));
+        }
+        if self.failover.is_none() && self.history_before != HistoryId::SOURCE {
+            return Err("a history before a failover is named, and there is no failover".to_owned());
         }
         layer::check_volumes(self.volumes.iter().map(|volume| &volume.info))?;
         match self.length() {
@@ -120,6 +130,8 @@ impl State {
             put(&mut bytes, 88, &from.0.to_le_bytes());
             put(&mut bytes, 96, &ended.0.to_le_bytes());
         }
+        put(&mut bytes, 104, &self.history.0.to_le_bytes());
+        put(&mut bytes, 112, &self.history_before.0.to_le_bytes());
         let mut at = HEAD_BYTES;
         for VolumeState { info, place } in &self.volumes {
             put(&mut bytes, at, &info.id.0);
@@ -145,6 +157,7 @@ impl State {
         let version = get_u32(bytes, 8);
         let head = match version {
             1 => HEAD_BYTES_1,
+            2 => HEAD_BYTES_2,
             VERSION => HEAD_BYTES,
             _ => {
                 return Err(format!(
@@ -179,6 +192,7 @@ impl State {
             }),
             byte => return Err(format!("failover flag {byte} means nothing")),
         };
+        let history = |at| HistoryId(if version > 2 { get_u64(bytes, at) } else { 0 });
         let mut volumes = Vec::with_capacity(count);
         for _ in 0..count {
             let short = || "cut short within the volumes".to_owned();
@@ -202,6 +216,8 @@ impl State {
         let state = State {
             group: GroupId(get(bytes, 16)),
             generation: known.then(|| Generation(get_u64(bytes, 32))),
+            history: history(104),
+            history_before: history(112),
             applied: Epoch(get_u64(bytes, 40)),
             floor: Epoch(get_u64(bytes, 48)),
             cut_time: UnixNanos(get_u64(bytes, 56)),
@@ -266,6 +282,8 @@ mod tests {
         State {
             group: GroupId([0x11; 16]),
             generation: Some(Generation(2)),
+            history: HistoryId::SOURCE,
+            history_before: HistoryId::SOURCE,
             applied: Epoch(0x0a0b),
             floor: Epoch(9),
             cut_time: UnixNanos(0x0102_0304_0506_0708),
@@ -286,20 +304,24 @@ mod tests {
     /// The bytes of docs/formats/replica-state.md. A change here breaks every replica there is.
     #[test]
     fn golden_bytes() {
-        let golden = golden(1, &[0; 14], GOLDEN_CRC_1);
-        assert_eq!(State::decode(&golden).unwrap(), state());
-        let golden = golden_2();
+        assert_eq!(State::decode(&golden(1, &[0; 14], GOLDEN_CRC_1)).unwrap(), state());
         let failover = Failover { point: Epoch(10), from: Generation(1), ended: Epoch(0x0a00) };
         let state = State { failover: Some(failover), ..state() };
-        assert_eq!(state.encode(), golden);
-        assert_eq!(State::decode(&golden).unwrap(), state);
+        assert_eq!(State::decode(&golden(2, &failed_over(), GOLDEN_CRC_2)).unwrap(), state);
+        let mut more = failed_over();
+        more.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 8, 5, 0, 0, 0, 0, 0, 0, 6]);
+        let bytes = golden(3, &more, GOLDEN_CRC);
+        let (history, before) = (HistoryId(0x0800_0000_0000_0007), HistoryId(0x0600_0000_0000_0005));
+        let state = State { history, history_before: before, ..state };
+        assert_eq!(state.encode(), bytes);
+        assert_eq!(State::decode(&bytes).unwrap(), state);
     }
 
-    fn golden_2() -> Vec<u8> {
+    fn failed_over() -> Vec<u8> {
         let mut more = vec![1];
         more.resize(14, 0);
         more.extend_from_slice(&[10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0]);
-        golden(2, &more, GOLDEN_CRC)
+        more
     }
 
     fn golden(version: u8, more: &[u8], crc: [u8; 4]) -> Vec<u8> {
@@ -321,7 +343,8 @@ mod tests {
     }
 
     const GOLDEN_CRC_1: [u8; 4] = [0x8a, 0x0c, 0xb5, 0x74];
-    const GOLDEN_CRC: [u8; 4] = [231, 58, 78, 163];
+    const GOLDEN_CRC_2: [u8; 4] = [231, 58, 78, 163];
+    const GOLDEN_CRC: [u8; 4] = [231, 115, 242, 2];
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_refused() {
@@ -353,6 +376,7 @@ mod tests {
         assert!(with(64, 4).contains("consistency 4"));
         assert!(with(65, 0).contains("without a generation"));
         assert!(with(66, 2).contains("failover flag 2"));
+        assert!(with(112, 2).contains("there is no failover"));
         assert!(with(66, 1).contains("is none of this history"));
         assert!(with(12, 2).contains("cut short"));
         assert!(with(12, 0).contains("follow the volumes"));

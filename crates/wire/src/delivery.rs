@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{ByteCount, Epoch, Generation, GroupId};
+use block::{ByteCount, Epoch, Generation, GroupId, HistoryId};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -38,6 +38,7 @@ pub struct Sender {
     granted: watch::Receiver<u64>,
     sent: u64,
     opening: Held,
+    history: HistoryId,
     rebased: bool,
     current: Option<Current>,
 }
@@ -91,6 +92,7 @@ impl Sender {
             return Err(link.violated(&format!("a delivery was opened, and {:?} came in answer", frame.kind)));
         }
         let accept: Accept = read_message(&link.shared, &frame)?;
+        let history = HistoryId(frame.argument);
         let Link { shared, outgoing, .. } = link;
         shared.granted.send_modify(|granted| *granted = granted.saturating_add(accept.credit.get()));
         // Later news may have overtaken the acceptance.
@@ -102,13 +104,18 @@ impl Sender {
         let receipts = Receipts { shared: shared.clone(), held, _outgoing: outgoing.clone() };
         let granted = shared.granted.subscribe();
         let Accept { held: opening, rebased, .. } = accept;
-        let sender = Sender { shared, outgoing, granted, sent: 0, opening, rebased, current: None };
+        let sender = Sender { shared, outgoing, granted, sent: 0, opening, history, rebased, current: None };
         Ok((sender, receipts))
     }
 
     /// What the receiver held when it accepted: delivery goes on after it.
     pub fn held(&self) -> Held {
         self.opening
+    }
+
+    /// Which history of the generation the receiver has.
+    pub fn history(&self) -> HistoryId {
+        self.history
     }
 
     /// Whether the receiver has lost what it held, and goes on after what the replicas at the end of the way hold. No replica
@@ -323,12 +330,17 @@ impl Receiver {
 
     /// Accepts: says what is held, and grants the first credit. To refuse instead, use [`Answerer::refuse`].
     pub fn accept(&self, held: Held, credit: ByteCount) {
-        self.link.shared.accept(Accept { held, credit, rebased: false });
+        self.accept_of(held, credit, HistoryId::SOURCE);
+    }
+
+    /// As [`Receiver::accept`], by a replica: says as well which history of the generation it has.
+    pub fn accept_of(&self, held: Held, credit: ByteCount, history: HistoryId) {
+        self.link.shared.accept(Accept { held, credit, rebased: false }, history);
     }
 
     /// As [`Receiver::accept`], by a receiver that has lost what it held: `held` is what the replicas hold.
     pub fn accept_rebased(&self, held: Held, credit: ByteCount) {
-        self.link.shared.accept(Accept { held, credit, rebased: true });
+        self.link.shared.accept(Accept { held, credit, rebased: true }, HistoryId::SOURCE);
     }
 
     /// What answers the sender, usable from other tasks.

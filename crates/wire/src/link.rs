@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use block::ByteCount;
+use block::{ByteCount, HistoryId};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, watch};
@@ -86,7 +86,7 @@ pub(crate) struct Shared {
 /// Small frames that go before everything queued. They add up, so that they need no queue.
 #[derive(Debug, Default)]
 struct Urgent {
-    accept: Option<Accept>,
+    accept: Option<(Accept, HistoryId)>,
     grant: u64,
     hold: Option<Held>,
     condition: Option<Condition>,
@@ -99,9 +99,9 @@ impl Shared {
     }
 
     /// Puts the acceptance before everything else, and counts its credit.
-    pub(crate) fn accept(&self, accept: Accept) {
+    pub(crate) fn accept(&self, accept: Accept, history: HistoryId) {
         self.granted_to_peer.fetch_add(accept.credit.get(), SeqCst);
-        self.urgent().accept = Some(accept);
+        self.urgent().accept = Some((accept, history));
         self.wake.notify_one();
     }
 
@@ -376,8 +376,8 @@ async fn write_frames<W: AsyncWrite + Unpin>(
             _ = ping.tick() => batch.push(Outgoing::new(FrameKind::Ping, 0, Vec::new())),
         }
         let urgent = std::mem::take(&mut *shared.urgent());
-        if let Some(accept) = urgent.accept {
-            batch.push(Outgoing::message(FrameKind::Accept, 0, &accept));
+        if let Some((accept, history)) = urgent.accept {
+            batch.push(Outgoing::message(FrameKind::Accept, history.0, &accept));
         }
         if urgent.grant > 0 {
             batch.push(Outgoing::new(FrameKind::Grant, urgent.grant, Vec::new()));

@@ -36,7 +36,12 @@ impl GroupReplica {
         let storage = &*self.core.storage;
         let generation = writer.state.generation.unwrap_or_default();
         match self.failover() {
-            Some((_, true)) => {}
+            Some((_, true)) => {
+                // What is written here from now on is written nowhere else.
+                let history = writer.state.history.begun_by(&[(self.options.clock)().0]);
+                let state = State { history, ..writer.state.clone() };
+                self.write_state(&mut writer, state)?;
+            }
             Some((failover, false)) => {
                 return Err(ReplicaError::FailoverPending { group, point: failover.point });
             }
@@ -47,7 +52,9 @@ impl GroupReplica {
                 if own.is_none() {
                     return Err(ReplicaError::NotFailedOver { group });
                 }
-                let state = State { generation: Some(Generation(generation.0 + 1)), ..writer.state.clone() };
+                let next = Generation(generation.0 + 1);
+                let history = writer.state.history.begun_by(&[next.0, (self.options.clock)().0]);
+                let state = State { generation: Some(next), history, ..writer.state.clone() };
                 self.write_state(&mut writer, state)?;
             }
         }

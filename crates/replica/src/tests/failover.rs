@@ -1,6 +1,6 @@
 //! A failover gives the chosen point and loses nothing; cancelling gives back what was; the old generation is kept out.
 
-use block::{Consistency, Epoch, Generation};
+use block::{Consistency, Epoch, Generation, HistoryId};
 use durable::CrashStorage;
 
 use super::model::{GENERATION, Model, Steps, check_view, dir, open, volume_id};
@@ -61,6 +61,46 @@ pub(crate) fn is_refused(replica: &GroupReplica, model: &Model, steps: &mut Step
         _ => false,
     };
     assert!(right && replica.applied() == before, "{refused}");
+}
+
+/// Which history it is depends on what was decided of what, not on where; what is written here makes it another one, and cancelling gives
+/// back the one before. All of it outlives the process.
+#[test]
+fn a_history_is_named_by_what_began_it() {
+    let storage = CrashStorage::new();
+    let (replica, model, _) = history(&storage, 3, 8);
+    let (newest, older) = (model.epoch, *model.points.keys().next().unwrap());
+    assert_eq!(replica.standing(GENERATION).unwrap().history, HistoryId::SOURCE);
+    drop(replica);
+    let decided = |seed: u64, point: Epoch, promote: bool| {
+        let (replica, _) = open(&storage.crash(seed), 1000).unwrap();
+        assert_eq!(replica.applied().1, newest);
+        fail_over(&replica, point).unwrap();
+        if promote {
+            replica.promote().unwrap();
+            replica.demote().unwrap();
+        }
+        replica.commit_failover().unwrap();
+        replica.standing(NEXT).unwrap().history
+    };
+    let plain = decided(0, older, false);
+    assert_eq!(plain, decided(1, older, false), "two targets that decide alike go on alike");
+    assert!(plain != HistoryId::SOURCE && plain != decided(2, newest, false));
+    assert_ne!(plain, decided(3, older, true), "what is written there is there alone");
+
+    let (replica, _) = open(&storage, 1000).unwrap();
+    fail_over(&replica, older).unwrap();
+    replica.promote().unwrap();
+    drop(replica);
+    let (replica, _) = open(&storage, 1000).unwrap();
+    replica.demote().unwrap();
+    replica.cancel_failover().unwrap();
+    assert_eq!(replica.standing(GENERATION).unwrap().history, HistoryId::SOURCE);
+    fail_over(&replica, older).unwrap();
+    replica.commit_failover().unwrap();
+    drop(replica);
+    let (replica, _) = open(&storage, 1000).unwrap();
+    assert_eq!(replica.standing(NEXT).unwrap().history, plain);
 }
 
 #[test]
