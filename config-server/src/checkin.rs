@@ -21,7 +21,7 @@ use crate::desired::desired;
 use crate::fault::{Answer, fault, internal, invalid};
 use crate::job::open_tasks;
 use crate::sample::{Samples, Slots};
-use crate::store::{Act, Said, say};
+use crate::store::{Act, Counter, Said, count, say};
 use crate::view;
 
 /// How often parts report, in milliseconds.
@@ -258,7 +258,7 @@ async fn keep_all(app: &App, batch: &[Arrived], now: UnixMillis, slots: &mut Slo
     let mut act = app.store.act().await?;
     let places: Vec<String> = (1..=batch.len()).map(|place| format!("${place}")).collect();
     let sql =
-        format!("SELECT id, state, silent, seen, group_id FROM parts WHERE id IN ({})", places.join(", "));
+        format!("SELECT id, state, silent, seen, group_id, address FROM parts WHERE id IN ({})", places.join(", "));
     // As many texts as there are lengths of batches are not worth being prepared for ever.
     let mut query = sqlx::query(&sql).persistent(false);
     for arrived in batch {
@@ -272,6 +272,7 @@ async fn keep_all(app: &App, batch: &[Arrived], now: UnixMillis, slots: &mut Slo
             silent: row.try_get::<i64, _>("silent")? != 0,
             first: row.try_get::<i64, _>("seen")? == 0,
             group: row.try_get("group_id")?,
+            address: row.try_get("address")?,
         };
         before.insert(row.try_get::<String, _>("id")?, was);
     }
@@ -296,6 +297,7 @@ struct Was {
     first: bool,
     /// An agent's group.
     group: String,
+    address: String,
 }
 
 async fn keep_one(act: &mut Act, arrived: &Arrived, now: UnixMillis, was: Option<&Was>) -> Answer<()> {
@@ -364,6 +366,10 @@ async fn keep_one(act: &mut Act, arrived: &Arrived, now: UnixMillis, was: Option
         .await?;
     }
     let Some(was) = was else { return Ok(()) };
+    if said.address.as_ref().is_some_and(|address| *address != was.address) {
+        // Others are told of it with what they are to do, which is made anew only when something was declared.
+        count(act, Counter::Declared).await?;
+    }
     let subject = format!("{}/{}", collection(arrived.role), arrived.part);
     let (role, name) = (arrived.role, &arrived.name);
     if was.first {

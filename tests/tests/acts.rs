@@ -168,6 +168,25 @@ fn every_act_has_its_command() {
     let output = asked.told(&["job", "cancel", &job], "");
     assert!(!output.status.success() && text(&output).contains("ended"), "{}", text(&output));
 
+    // Failing over, and back. A scanned file cannot be handed over, and there is nothing to release; the acts say so.
+    let failover = |asked: &mut Asked, step: &str, more: &[&str]| {
+        let job = asked.json(&[&["group", "failover", step, "web", "--watch"], more].concat());
+        assert_eq!(job["state"], "done", "{step}: {job}");
+    };
+    failover(&mut asked, "start", &["--point", "latest", "--yes", "--target-server", "target-server"]);
+    failover(&mut asked, "promote", &[]);
+    assert_eq!(asked.json(&["group", "show", "web"])["failover"]["failover"]["complete"], true);
+    let output = asked.told(&["group", "failover", "cancel", "web", "--yes"], "");
+    assert!(!output.status.success() && text(&output).contains("Demote it first"), "{}", text(&output));
+    failover(&mut asked, "demote", &[]);
+    failover(&mut asked, "cancel", &["--yes"]);
+    let output = asked.told(&["group", "failover", "commit", "web", "--yes"], "");
+    assert!(!output.status.success() && text(&output).contains("has not failed over"), "{}", text(&output));
+    let output = asked.told(&["group", "failover", "release", "web"], "");
+    assert!(!output.status.success() && text(&output).contains("not handed over"), "{}", text(&output));
+    let output = asked.told(&["group", "failover", "start", "web", "--planned", "--yes", "--watch"], "");
+    assert!(output.status.code() == Some(3) && text(&output).contains("hand over"), "{}", text(&output));
+
     // Policies.
     asked.json(&["policy", "create", "gold", "--set", "epoch_interval_ms=500"]);
     assert_eq!(asked.json(&["policy", "show", "gold"])["policy"]["epoch_interval_ms"], 500);

@@ -170,17 +170,40 @@ fn from_the_login_to_a_recovery_point() {
     );
     console.picture("point");
 
+    // Failed over to that point, and back; whoever has the page open is told that its buttons are of another stage.
+    browser.click("details:has(form[action$='/failover']) summary").unwrap();
+    browser.click("form[action$='/failover'] input[name=promote]").unwrap();
+    browser.fill("form[action$='/failover'] input[name=confirm]", &format!("web{ENTER}")).unwrap();
+    browser.find("#job-state[data-state=done]").unwrap();
+    console.picture("job-failover");
+    browser.click("#subject").unwrap();
+    browser.click("#live table a").unwrap();
+    browser.find("#live [data-stage=promoted] li.here").unwrap();
+    console.picture("group-promoted");
+    let other = "const csrf = document.querySelector('input[name=csrf]').value;
+        const action = document.querySelector(\"form[action$='/demote']\").action;
+        return fetch(action, { method: 'POST', body: new URLSearchParams({ csrf }) }).then((answer) => answer.ok)";
+    assert_eq!(browser.run(other).unwrap(), true);
+    browser.find("[data-changed]:not([hidden]) a").unwrap();
+    browser.click("[data-changed] a").unwrap();
+    browser.find("#lifecycle[data-stage=failed-over]").unwrap();
+    browser.click("details:has(form[action$='/cancel']) summary").unwrap();
+    browser.fill("form[action$='/cancel'] input[name=confirm]", &format!("web{ENTER}")).unwrap();
+    browser.find("#job-state[data-state=done]").unwrap();
+    browser.click("#subject").unwrap();
+    browser.click("#live table a").unwrap();
+    browser.find("#lifecycle[data-stage=protected]").unwrap();
+
     // The protection ends only when the machine's name was typed.
-    browser.click(".crumbs a").unwrap();
-    browser.click("details.danger summary").unwrap();
-    let ungiven = "const form = document.querySelector('details.danger form');
+    browser.click("details:has(form[action$='/unprotect']) summary").unwrap();
+    let ungiven = "const form = document.querySelector(\"form[action$='/unprotect']\");
         form.confirm.value = 'wbe'; form.noValidate = true; form.requestSubmit()";
     browser.run(ungiven).unwrap();
     browser.reads("is not the name of what would be destroyed").unwrap();
     console.open("/");
     browser.click("#live table a").unwrap();
-    browser.click("details.danger summary").unwrap();
-    browser.fill("input[name=confirm]", &format!("web{ENTER}")).unwrap();
+    browser.click("details:has(form[action$='/unprotect']) summary").unwrap();
+    browser.fill("form[action$='/unprotect'] input[name=confirm]", &format!("web{ENTER}")).unwrap();
     browser.find("#job-state[data-state=done]").unwrap();
     console.open("/");
     browser.reads("not protected any more").unwrap();

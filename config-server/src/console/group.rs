@@ -169,7 +169,7 @@ pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
                     ("Policy", html! { a href=(format!("/policies/{}", group.policy)) { (group.policy_name) } ": " (policy.policy.retention_text()) }),
                     ("Process server", html! { (name_of(&group.process_server)) }),
                     ("Target server", html! { (targets.join(", ")) }),
-                    ("Generation", html! { (group.generation) }),
+                    ("Generation", html! { (group.failover.as_ref().map_or(group.generation, |standing| standing.generation)) }),
                 ]))
                 h3 { "Volumes" }
                 (volumes(&group))

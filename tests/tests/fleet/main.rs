@@ -1,6 +1,8 @@
 //! A whole fleet, in one process: config server, process server, target server and agents that scan files, each with its own
 //! certificate and state. Nothing here needs root.
 
+mod failover;
+
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,6 +25,8 @@ use wire::WebTrust;
 /// Nothing waits longer; what is waited for comes much sooner.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PASSWORD: &str = "correct horse battery";
+/// Where an agent mounts a BPF file system of the test's own for its tracking.
+const BPF: &str = "bpf";
 const DISK_BYTES: usize = 4 << 20;
 
 struct Fleet {
@@ -106,16 +110,28 @@ impl Fleet {
     }
 
     async fn machine(&self, name: &str) -> Machine {
-        let socket = self.base.path().join(format!("{name}.sock"));
-        let rest =
-            format!("[agent]\nsource = \"scan\"\ncontrol_socket = {:?}\n", socket.display().to_string());
-        let file = self.enrol(PartRole::Agent, name, &rest).await;
         let disk = self.base.path().join(format!("{name}.img"));
         std::fs::write(&disk, vec![7; DISK_BYTES]).unwrap();
+        self.machine_with(name, "scan", &disk).await
+    }
+
+    /// A machine whose agent captures this disk in this way.
+    async fn machine_with(&self, name: &str, source: &str, disk: &Path) -> Machine {
+        let socket = self.base.path().join(format!("{name}.sock")).display().to_string();
+        let tracking = match source {
+            "scan" => String::new(),
+            _ => {
+                let bpf = self.base.path().join(BPF);
+                std::fs::create_dir(&bpf).unwrap();
+                format!("keep_tracking = true\ntracking_folder = {:?}\n", bpf.join("seawall").display().to_string())
+            }
+        };
+        let rest = format!("[agent]\nsource = {source:?}\ncontrol_socket = {socket:?}\n{tracking}");
+        let file = self.enrol(PartRole::Agent, name, &rest).await;
         let agent = start_agent(&file);
         let machines: Page<MachineInfo> = self.client().await.get("/machines").await.unwrap();
         let info = machines.items.into_iter().find(|machine| machine.name.as_str() == name).unwrap();
-        Machine { file, disk, agent: Some(agent), info }
+        Machine { file, disk: disk.to_owned(), agent: Some(agent), info }
     }
 
     /// Protects the machine's disk, with a quick policy, and waits for the first point.
@@ -181,6 +197,15 @@ impl Fleet {
         self.target.take().unwrap().shutdown().await;
         if let Some(server) = self.server.take() {
             server.shutdown().await;
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        let bpf = self.base.path().join(BPF);
+        if bpf.exists() {
+            let _ = std::process::Command::new("umount").arg(bpf).stderr(std::process::Stdio::null()).status();
         }
     }
 }
@@ -501,7 +526,7 @@ async fn prometheus_is_told_what_the_dashboard_shows() {
     }
     let names: std::collections::BTreeSet<String> =
         lines.iter().map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect();
-    let dashboard = include_str!("../../packaging/grafana/seawall.json");
+    let dashboard = include_str!("../../../packaging/grafana/seawall.json");
     let dashboard: Value = serde_json::from_str(dashboard).unwrap();
     let shown: Vec<&str> = dashboard["panels"]
         .as_array()
@@ -515,7 +540,7 @@ async fn prometheus_is_told_what_the_dashboard_shows() {
     let missing: Vec<_> = shown.difference(&names).collect();
     assert!(missing.is_empty(), "the dashboard shows {missing:?}, which nobody tells: {names:#?}");
     // What is told is documented, and nothing else is answered.
-    let documented = metrics_in(include_str!("../../docs/metrics.md"));
+    let documented = metrics_in(include_str!("../../../docs/metrics.md"));
     assert!(names.is_subset(&documented), "{:?}", names.difference(&documented));
     assert!(scrape(all[0].local_addr(), "/").await.starts_with("HTTP/1.1 404"));
     drop(all);
