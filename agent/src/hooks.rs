@@ -26,7 +26,7 @@ pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 /// How often a running hook is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// What hooks find programs by.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a hook is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Hook>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("list hooks in {}", dir.display()))?,
     };
-    trust_way_to(dir)?;
+    trust_way_to("hook", dir)?;
     let mut hooks = Vec::new();
     for entry in entries {
         let entry = entry.with_context(|| format!("list hooks in {}", dir.display()))?;
@@ -80,7 +80,7 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Hook>> {
         if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
             continue;
         }
-        trust_way_to(&path)?;
+        trust_way_to("hook", &path)?;
         hooks.push(Hook { name, path });
     }
     ensure!(
@@ -108,7 +108,7 @@ fn is_hook_name(name: &str) -> bool {
 
 /// Nobody but root and our own user may own the file or a directory on the way to it, or write to them. A directory that
 /// others write to with the sticky bit, as /tmp, lets them not touch what is not theirs.
-fn trust_way_to(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn trust_way_to(what: &str, path: &Path) -> anyhow::Result<()> {
     let path = fs::canonicalize(path).with_context(|| format!("look at {}", path.display()))?;
     let ours = rustix::process::geteuid().as_raw();
     for (step, part) in path.ancestors().enumerate() {
@@ -116,14 +116,14 @@ fn trust_way_to(path: &Path) -> anyhow::Result<()> {
         let (mode, owner) = (metadata.permissions().mode(), metadata.uid());
         ensure!(
             owner == 0 || owner == ours,
-            "run hook {}: {} belongs to user {owner}, not to root; chown it",
+            "run {what} {}: {} belongs to user {owner}, not to root; chown it",
             path.display(),
             part.display()
         );
         let sticky = step > 0 && metadata.is_dir() && mode & 0o1000 != 0;
         ensure!(
             mode & 0o022 == 0 || sticky,
-            "run hook {}: {} can be written by others than its owner (mode {:04o}); chmod go-w it",
+            "run {what} {}: {} can be written by others than its owner (mode {:04o}); chmod go-w it",
             path.display(),
             part.display(),
             mode & 0o7777

@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use control::fleet::ResourceId;
@@ -5,6 +6,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use wire::Authority;
 
 use crate::checkin::{CheckIns, Digests};
+use crate::plan::Effects;
 use crate::store::Store;
 
 /// What every act of the API has.
@@ -24,6 +26,10 @@ pub(crate) struct App {
     pub(crate) password_checks: Semaphore,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) newest_event: watch::Receiver<i64>,
+    /// What plans do over the network.
+    pub(crate) effects: Effects,
+    /// The directory of TSIG keys.
+    pub(crate) dns_keys: Option<PathBuf>,
     /// There is something to do for a job.
     pub(crate) jobs_wake: Notify,
     /// There may be something to do for a part that waits for it.

@@ -26,7 +26,7 @@ const LINE_BYTES_MAX: u64 = 64 << 20;
 const AUTHORITY: [&str; 2] = ["ca.pem", "key.pem"];
 
 /// Every table, parents first, with its columns: `n` are numbers, the others texts. A test compares it with the database.
-const TABLES: [(&str, &str); 22] = [
+const TABLES: [(&str, &str); 24] = [
     ("counters", "name n:value"),
     ("settings", "name value"),
     ("users", "id name role password n:disabled n:created"),
@@ -53,6 +53,8 @@ const TABLES: [(&str, &str); 22] = [
         "id n:number kind subject subject_id state n:percent message body steps created_by n:created n:changed lease_holder \
          n:lease_until",
     ),
+    ("plans", "id name text n:changed changed_by"),
+    ("plan_answers", "run_id step n:attempt n:done note who n:time"),
     ("tasks", "id job_id part_id task state message result n:created"),
     ("events", "n:id n:time kind severity subject message"),
     ("audit", "n:id n:time who address act what n:status problem"),

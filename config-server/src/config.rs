@@ -21,6 +21,9 @@ pub struct Config {
     pub credentials: PathBuf,
     /// `sqlite:PATH` or `postgres://...`.
     pub database: String,
+    /// The directory of the TSIG keys with which plans change DNS, each as tsig-keygen writes it, `NAME.key`; none when left out.
+    #[serde(default)]
+    pub dns_keys: Option<PathBuf>,
 }
 
 /// Why a configuration cannot be used.
@@ -58,7 +61,7 @@ impl Config {
         let mut config: Config = toml::from_str(&text)
             .map_err(|error| ConfigError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        for path in [&mut config.authority, &mut config.credentials] {
+        for path in [&mut config.authority, &mut config.credentials].into_iter().chain(&mut config.dns_keys) {
             *path = base.join(&*path);
         }
         if let Some(file) = config.database.strip_prefix("sqlite:") {

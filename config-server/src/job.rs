@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use control::Severity;
 use control::fleet::{
-    EventKind, JobInfo, JobKind, JobState, StepInfo, StepState, Task, TaskKind, UnixMillis,
+    EventKind, JobInfo, JobKind, JobState, ResourceId, StepInfo, StepState, Task, TaskKind, UnixMillis,
 };
 use sqlx::{AnyConnection, Row};
 
@@ -115,7 +115,7 @@ pub(crate) struct Held {
     pub(crate) job: JobInfo,
     pub(crate) subject_id: String,
     pub(crate) body: String,
-    before: JobInfo,
+    before: (JobInfo, String),
 }
 
 impl Held {
@@ -198,11 +198,12 @@ pub(crate) async fn claim(app: &App) -> Answer<Vec<Held>> {
     let mut held = Vec::new();
     for (_, row) in rows {
         let job = crate::view::job_of_row(&row, true)?;
+        let body: String = row.try_get("body")?;
         held.push(Held {
-            before: job.clone(),
+            before: (job.clone(), body.clone()),
             job,
             subject_id: row.try_get("subject_id")?,
-            body: row.try_get("body")?,
+            body,
         });
     }
     Ok(held)
@@ -220,7 +221,7 @@ pub(crate) async fn let_go(app: &App) -> Answer<()> {
 
 /// Keeps what has become of a job, if its lease is still ours; with `also`, in the same act.
 pub(crate) async fn keep(app: &App, act: &mut Act, held: &mut Held) -> Answer<bool> {
-    if held.job == held.before {
+    if held.job == held.before.0 && held.body == held.before.1 {
         return Ok(true);
     }
     held.job.changed = UnixMillis::now();
@@ -244,8 +245,8 @@ pub(crate) async fn keep(app: &App, act: &mut Act, held: &mut Held) -> Answer<bo
         return Ok(false);
     }
     let steps_changed =
-        job.steps.iter().map(|step| step.state).ne(held.before.steps.iter().map(|step| step.state));
-    if job.state != held.before.state || steps_changed {
+        job.steps.iter().map(|step| step.state).ne(held.before.0.steps.iter().map(|step| step.state));
+    if job.state != held.before.0.state || steps_changed {
         let what = match job.state {
             JobState::Done => "is done".to_owned(),
             JobState::Failed => format!("failed: {}", job.message),
@@ -253,12 +254,12 @@ pub(crate) async fn keep(app: &App, act: &mut Act, held: &mut Held) -> Answer<bo
         };
         say(act, said(job, &what)).await?;
     }
-    held.before = held.job.clone();
+    held.before = (held.job.clone(), held.body.clone());
     Ok(true)
 }
 
 /// Ends a job, and what parts were to do for it.
-pub(crate) async fn cancel(app: &App, id: &control::fleet::ResourceId, who: &str) -> Answer<()> {
+pub(crate) async fn cancel(app: &App, id: &ResourceId, who: &str) -> Answer<()> {
     let mut act = app.store.act().await?;
     let row = sqlx::query(
         "UPDATE jobs SET state = 'cancelled', message = $1, changed = $2
@@ -317,21 +318,36 @@ pub(crate) async fn task_of(from: &mut AnyConnection, job: &JobInfo, kind: &str)
     Ok(None)
 }
 
+/// How one task goes.
+pub(crate) async fn task(from: &mut AnyConnection, id: &ResourceId) -> Answer<Option<Asked>> {
+    let row = sqlx::query("SELECT state, message, result FROM tasks WHERE id = $1")
+        .bind(id.as_str())
+        .fetch_optional(from)
+        .await?;
+    let asked = |row: sqlx::any::AnyRow| {
+        let result: String = row.try_get("result")?;
+        let result = serde_json::from_str(&result).unwrap_or_default();
+        Ok(Asked { state: row.try_get("state")?, message: row.try_get("message")?, result })
+    };
+    row.map(asked).transpose()
+}
+
 /// Asks a part to do something.
-pub(crate) async fn ask(act: &mut Act, job: &JobInfo, part: &str, kind: &TaskKind) -> Answer<()> {
+pub(crate) async fn ask(act: &mut Act, job: &JobInfo, part: &str, kind: &TaskKind) -> Answer<ResourceId> {
     let json = serde_json::to_string(kind).map_err(|error| internal("keep a task", error))?;
+    let id = new_id();
     sqlx::query(
         "INSERT INTO tasks (id, job_id, part_id, task, state, message, result, created)
          VALUES ($1, $2, $3, $4, 'waiting', '', 'null', $5)",
     )
-    .bind(new_id().as_str())
+    .bind(id.as_str())
     .bind(job.id.as_str())
     .bind(part)
     .bind(json)
     .bind(UnixMillis::now().0)
     .execute(&mut **act)
     .await?;
-    Ok(())
+    Ok(id)
 }
 
 /// What a part is to do now.

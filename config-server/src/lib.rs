@@ -3,7 +3,7 @@
 //! Rooms: `config` reads the file; `init` makes a new one; `store` keeps the state; `server` listens and starts everything;
 //! `api` has every act, each behind its guard (`api::guard`: who asks, whether they may, the audit log); `view` makes the
 //! pictures that are shown; `console` has the pages for people, which use the API as everybody does; `checkin` takes what parts report, `reports` has it
-//! at hand, as `declared` has what is declared, `sample` keeps figures of it for charts; `desired` says what each is to do; `job` and `protect` do
+//! at hand, as `declared` has what is declared, `sample` keeps figures of it for charts; `desired` says what each is to do; `job`, `protect` and `plan` do
 //! what is long.
 //!
 //! What is declared is in the store; parts fetch it and act on it whether this server runs or not. So an outage of any length
@@ -24,6 +24,7 @@ mod desired;
 mod fault;
 mod init;
 mod job;
+mod plan;
 mod protect;
 mod reports;
 mod sample;
@@ -41,6 +42,7 @@ pub use config::{Config, ConfigError, NAMES_MAX};
 pub use fault::Fault;
 pub use init::{InitOptions, init};
 pub use job::{JOBS_KEPT, JOBS_UNDER_WAY_MAX, LEASE};
+pub use plan::report;
 pub use protect::{CLOCK_SKEW_REFUSED_MS, CLOCK_SKEW_WARNED_MS, SILENT_WAIT_MAX};
 pub use sample::SAMPLE_STEPS;
 pub use secret::new_password;

@@ -30,7 +30,7 @@ use crate::config::Config;
 use crate::fault::Fault;
 use crate::secret::new_id;
 use crate::store::Store;
-use crate::{alert, api, checkin, job, protect, view};
+use crate::{alert, api, checkin, job, plan, protect, view};
 
 /// Connections at the same time. Further ones wait in the kernel's queue.
 pub const CONNECTIONS_MAX: usize = 8192;
@@ -95,6 +95,8 @@ impl ConfigServer {
             password_checks: Semaphore::new(2),
             streams: Arc::new(Semaphore::new(api::STREAMS_MAX)),
             newest_event: newest_seen,
+            effects: plan::Effects::default(),
+            dns_keys: config.dns_keys.clone(),
             jobs_wake: Notify::new(),
             tasks_wake: Notify::new(),
             stopping: stopping.clone(),

@@ -31,6 +31,7 @@ pub(crate) async fn tidy(app: &App) -> Answer<()> {
     sqlx::query("DELETE FROM audit WHERE id <= $1").bind(newest - AUDIT_KEPT).execute(&mut *act).await?;
     let newest = read_count(&mut act, Counter::Job).await?;
     for sql in [
+        "DELETE FROM plan_answers WHERE run_id IN (SELECT id FROM jobs WHERE number <= $1 AND state NOT IN ('waiting', 'running'))",
         "DELETE FROM tasks WHERE job_id IN (SELECT id FROM jobs WHERE number <= $1 AND state NOT IN ('waiting', 'running'))",
         "DELETE FROM jobs WHERE number <= $1 AND state NOT IN ('waiting', 'running')",
     ] {

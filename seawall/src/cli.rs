@@ -20,6 +20,7 @@ use crate::fleet::job::JobOptions;
 use crate::fleet::login::{LoginOptions, LogoutOptions};
 use crate::fleet::look::{AuditOptions, OverviewOptions};
 use crate::fleet::machine::MachineOptions;
+use crate::fleet::plan::PlanOptions;
 use crate::fleet::policy::PolicyOptions;
 use crate::fleet::protect::{ProtectOptions, UnprotectOptions};
 use crate::fleet::setting::SettingOptions;
@@ -150,6 +151,8 @@ pub(crate) enum Command {
     Group(GroupOptions),
     /// How groups are protected: how often, how long points are kept, how much may be sent
     Policy(PolicyOptions),
+    /// Recovery plans: what is done to recover, in which order; running them, and how that went
+    Plan(PlanOptions),
     /// The fleet at a glance
     Overview(OverviewOptions),
     /// What the config server does that takes long
@@ -208,6 +211,7 @@ impl Command {
             Command::Discover(options) => options.json(),
             Command::Server(options) => options.json(),
             Command::Group(options) => options.json(),
+            Command::Plan(options) => options.json(),
             Command::Policy(options) => options.json(),
             Command::Overview(options) => options.json(),
             Command::Audit(options) => options.json(),

@@ -109,6 +109,7 @@ fn start(cli: Cli) -> anyhow::Result<Exit> {
             Command::Unprotect(options) => return fleet::protect::unprotect(&options).await,
             Command::Discover(options) => return fleet::discover::run(&options).await,
             Command::Group(options) => return fleet::group::run(&options).await,
+            Command::Plan(options) => return fleet::plan::run(&options).await,
             Command::Policy(options) => return fleet::policy::run(&options).await,
             Command::Overview(options) => return fleet::look::overview(&options).await,
             Command::Audit(options) => return fleet::look::audit(&options).await,

@@ -128,6 +128,7 @@ fn every_act_has_its_command() {
     let socket = asked.site.path("agent.sock").display().to_string();
     let mut file = std::fs::OpenOptions::new().append(true).open(&agent).unwrap();
     write!(file, "\n[agent]\nsource = \"scan\"\ncontrol_socket = {socket:?}\n").unwrap();
+    write!(file, "[scripts]\ndirectory = {:?}\n", asked.site.path("scripts")).unwrap();
     std::fs::write(asked.site.path("disk.img"), vec![7; 4 << 20]).unwrap();
     let running = asked.site.run("seawall-agent", &agent);
     asked.site.until("the agent reports", &["machine", "list"], |said| said["machines"][0]["seen"].is_i64());
@@ -197,6 +198,52 @@ fn every_act_has_its_command() {
     asked.json(&["group", "change", "web", "--policy", "golden", "--process-server", "process-server"]);
     assert_eq!(asked.json(&["group", "show", "web"])["policy_name"], "golden");
     asked.json(&["group", "change", "web", "--policy", "default"]);
+
+    // Recovery plans, with a script that this machine's agent runs.
+    let steps = "- {id: start, script: {machine: web, command: start, arguments: [x]}}\n- {id: person, manual: {text: Look at it}}\n";
+    let shop = format!("name: shop\ngoals: {{rto_s: 600}}\nsteps:\n{steps}");
+    std::fs::write(asked.site.path("shop.yaml"), &shop).unwrap();
+    assert_eq!(asked.json(&["plan", "check", "shop.yaml"])["steps"], 2);
+    assert!(asked.json(&["plan", "list"])["plans"].as_array().unwrap().is_empty());
+    let wrong = asked.told(&["plan", "check", "-"], &shop.replace("start,", "../start,"));
+    assert!(!wrong.status.success() && text(&wrong).contains("line 4"), "{}", text(&wrong));
+    for steps in [1, 2] {
+        assert_eq!(asked.json(&["plan", "apply", "shop.yaml"])["steps"], 2, "{steps}");
+    }
+    let output = asked.told(&["plan", "run", "shop", "--mode", "dry-run", "--watch", "--json"], "");
+    assert_eq!(output.status.code(), Some(3), "the script is not there: {}", text(&output));
+    let scripts = asked.site.path("scripts");
+    std::fs::create_dir(&scripts).unwrap();
+    let add = |script: &str| {
+        let path = scripts.join("start");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        for path in [&scripts, &path] {
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    };
+    add("echo \"$1 in a $SEAWALL_MODE of $SEAWALL_PLAN\"; exit 3");
+    assert_eq!(asked.json(&["plan", "run", "shop", "--mode", "dry-run", "--watch"])["state"], "done");
+    let output = asked.told(&["plan", "run", "shop", "--mode", "drill"], "");
+    assert!(!output.status.success() && text(&output).contains("--yes"), "{}", text(&output));
+    let output = asked.told(&["plan", "run", "shop", "--mode", "drill", "--yes", "--watch"], "");
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let report = asked.json(&["plan", "report", "shop"]);
+    assert_eq!(report["steps"][0]["output"], "x in a drill of shop\n", "{report}");
+    add("echo fine");
+    asked.json(&["plan", "resume", "shop"]);
+    let began = Instant::now();
+    while !asked.told(&["plan", "confirm", "shop", "--note", "seen"], "").status.success() {
+        assert!(began.elapsed() < PATIENCE, "{:#}", asked.json(&["plan", "report", "shop"]));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let run = report["id"].as_str().unwrap().to_owned();
+    assert_eq!(asked.json(&["job", "show", &run, "--watch"])["state"], "done");
+    let report = asked.json(&["plan", "report", "shop", "--run", &run, "--html", "report.html"]);
+    assert_eq!((&report["steps"][0]["output"], &report["rto_reached"]), (&"fine\n".into(), &true.into()));
+    assert_eq!(report["steps"][0]["attempts"], 2);
+    assert!(std::fs::read_to_string(asked.site.path("report.html")).unwrap().contains("seen"));
+    assert_eq!(asked.json(&["plan", "show", "shop"])["runs"].as_array().unwrap().len(), 3);
+    asked.json(&["plan", "remove", "shop", "--yes"]);
 
     // Access.
     asked.json_told(&["user", "create", "vera", "--role", "administrator"], "a long enough one\n");

@@ -39,13 +39,14 @@ const PROGRAMS: [(&str, &str); 26] = [
     ("chromedriver", "chromium-driver"),
 ];
 /// A header or another file that is not found by its name alone, and its package.
-const HEADERS: [(&str, &str); 6] = [
+const HEADERS: [(&str, &str); 7] = [
     ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "libfaketime"),
     ("/usr/include/bpf/bpf_helpers.h", "libbpf-dev"),
     ("/usr/lib/postgresql/15/bin/pgbench", "postgresql-15"),
     ("/usr/lib/python3/dist-packages/nbd.py", "python3-libnbd"),
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
     ("/usr/lib/syslinux/mbr/gptmbr.bin", "syslinux-common"),
+    ("/usr/sbin/named", "bind9"),
 ];
 
 #[derive(Args)]

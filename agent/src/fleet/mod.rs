@@ -6,6 +6,7 @@
 mod churn;
 mod disks;
 mod guests;
+mod script;
 mod task;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use toml::{Table, Value};
 
 use crate::{Agent, AgentConfig};
 use churn::Churn;
+use script::ScriptsSection;
 
 /// The file with the group's key, in the state directory.
 const GROUP_KEY_FILE: &str = "group.key";
@@ -42,6 +44,8 @@ const COUNTS_BETWEEN_LOOKS: u64 = 6;
 pub struct FleetConfig {
     /// Where the config server is.
     pub config_server: ConfigServerSection,
+    /// Scripts that plans may run here; none when the file says nothing.
+    scripts: Option<ScriptsSection>,
     file: PathBuf,
     local: Table,
 }
@@ -59,7 +63,12 @@ impl FleetConfig {
         let mut config_server: ConfigServerSection = section.try_into().with_context(reading)?;
         let base = path.parent().unwrap_or(Path::new(""));
         config_server.state = std::path::absolute(base.join(&config_server.state)).with_context(reading)?;
-        let config = FleetConfig { config_server, file: path.to_owned(), local };
+        let scripts: Option<ScriptsSection> =
+            local.remove("scripts").map(toml::Value::try_into).transpose().with_context(reading)?;
+        if let Some(scripts) = &scripts {
+            scripts.check().with_context(reading)?;
+        }
+        let config = FleetConfig { config_server, scripts, file: path.to_owned(), local };
         // What the file says beside must make sense with any policy.
         config.with(&config.example()).with_context(reading)?;
         Ok(Some(config))
@@ -421,7 +430,7 @@ impl Charge for Post {
     }
 
     fn begin(self: Arc<Self>, task: Task, done: TaskDone) {
-        tokio::spawn(async move { task::perform(&self, task.kind, done).await });
+        tokio::spawn(async move { task::perform(&self, task, done).await });
     }
 }
 
@@ -485,6 +494,8 @@ mod tests {
             (FILE.replace("state =", "sate ="), "sate"),
             (FILE.replace("source", "sauce"), "sauce"),
             (FILE.replace("\"scan\"", "\"magic\""), "magic"),
+            (format!("{FILE}[scripts]\ndirectory = \"scripts\"\n"), "a whole path"),
+            (format!("{FILE}[scripts]\nfolder = \"/x\"\n"), "folder"),
         ] {
             let error = format!("{:#}", load(&text).unwrap_err());
             assert!(error.contains(named), "{error}");

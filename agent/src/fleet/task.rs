@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use block::{Consistency, GroupId};
 use capture::check::Places;
 use changeset::GroupKey;
-use control::fleet::{ProtectedVolume, Protection, SealFor, TaskKind};
+use control::fleet::{ProtectedVolume, Protection, SealFor, Task, TaskKind};
 use control::{AgentAnswer, AgentRequest, ResyncWhen};
 use durable::{RealStorage, Storage};
 use enrol::TaskDone;
@@ -16,10 +16,10 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use wire::{HandshakeError, Purpose, Role, WireError};
 
-use super::{FleetConfig, Post};
+use super::{FleetConfig, Post, script};
 use crate::check;
 
-pub(super) async fn perform(post: &Post, kind: TaskKind, done: TaskDone) {
+pub(super) async fn perform(post: &Post, Task { id, kind }: Task, done: TaskDone) {
     let result = match kind {
         TaskKind::CheckDisks { devices, process_server } => check_disks(post, devices, &process_server).await,
         TaskKind::SealKey { group, targets } => seal_key(&post.config, group, &targets),
@@ -32,6 +32,11 @@ pub(super) async fn perform(post: &Post, kind: TaskKind, done: TaskDone) {
         | TaskKind::CancelFailover { .. }
         | TaskKind::Promote { .. }
         | TaskKind::Demote { .. } => Err(anyhow::anyhow!("this is an agent; a target server does that")),
+        TaskKind::Script { command, arguments, environment, timeout_s } => {
+            let asked = script::Asked { command, arguments, environment, timeout_s };
+            script::run(post, id, asked).await
+        }
+        TaskKind::CheckScript { command } => script::check(post, &command),
         TaskKind::Unknown => Err(anyhow::anyhow!("this agent does not know the task; upgrade it")),
     };
     match result {

@@ -189,8 +189,9 @@ fn deliver(receiver: &str, json: &str, body: &Body, mail: Option<&Mail>) -> Resu
     }
 }
 
-fn post(url: &str, json: &str) -> Result<(), String> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
+/// What asks others by HTTP.
+pub(crate) fn web_agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
         .timeout_global(Some(DELIVERY_TIME_MAX))
         // What is told is for the receiver alone.
         .max_redirects(0)
@@ -198,8 +199,11 @@ fn post(url: &str, json: &str) -> Result<(), String> {
             ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
         )
         .build()
-        .into();
-    let sent = agent.post(url).header("Content-Type", "application/json").send(json);
+        .into()
+}
+
+fn post(url: &str, json: &str) -> Result<(), String> {
+    let sent = web_agent().post(url).header("Content-Type", "application/json").send(json);
     sent.map(drop).map_err(|error| error.to_string())
 }
 

@@ -22,6 +22,7 @@ use crate::secret::new_id;
 use crate::store::{Act, Said, Store, say};
 use cause::Cause;
 use deliver::Body;
+pub(crate) use deliver::web_agent;
 
 /// Between two looks at what is wrong.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -39,6 +39,7 @@ pub(super) enum Destructive {
     ShortenRetention { id: ResourceId, name: Name, policy: Policy },
     FollowShorter { group: GroupId, policy: ResourceId },
     DeletePolicy { id: ResourceId },
+    DeletePlan { id: ResourceId },
     Settings { settings: Settings },
 }
 
@@ -50,6 +51,7 @@ impl Destructive {
             Destructive::ShortenRetention { id, name, policy } => write_policy(act, id, name, policy).await,
             Destructive::FollowShorter { group, policy } => follow(act, group, policy).await,
             Destructive::DeletePolicy { id } => drop_policy(act, id).await,
+            Destructive::DeletePlan { id } => crate::plan::drop_plan(act, id).await,
             Destructive::Settings { settings } => {
                 store::write_settings(act, settings).await?;
                 let said = Said::new(EventKind::Declared, "settings", "The fleet's settings were changed");
@@ -118,7 +120,7 @@ pub(super) async fn destroy(
     Ok(response)
 }
 
-pub(super) fn confirmed(typed: &str, name: &str) -> Answer<()> {
+pub(crate) fn confirmed(typed: &str, name: &str) -> Answer<()> {
     if typed == name {
         return Ok(());
     }

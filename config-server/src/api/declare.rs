@@ -6,8 +6,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use block::GroupId;
 use control::fleet::{
-    ChangeGroup, Confirm, EventKind, JobInfo, JobKind, PartRole, PointNow, Protect, ResourceId, Settings,
-    Unprotect,
+    ChangeGroup, Confirm, EventKind, GroupInfo, JobInfo, JobKind, PartRole, PointNow, Protect, ResourceId,
+    Settings, Unprotect,
 };
 
 use crate::api::approval::{Destructive, confirmed, destroy};
@@ -128,28 +128,36 @@ async fn group_job(
 ) -> Answer<(StatusCode, Json<JobInfo>)> {
     let group = view::group(&app.store, id).await?;
     let mut act = app.store.act().await?;
+    let job = insert_group_job(&mut act, &group, kind, body, caller.shown()).await?;
+    act.commit().await?;
+    app.jobs_wake.notify_one();
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Has something done by the agent of a protected group.
+pub(crate) async fn insert_group_job(
+    act: &mut store::Act,
+    group: &GroupInfo,
+    kind: JobKind,
+    body: String,
+    created_by: String,
+) -> Answer<JobInfo> {
     let state: String = sqlx::query_scalar("SELECT state FROM protection_groups WHERE id = $1")
-        .bind(id.to_string())
-        .fetch_one(&mut *act)
+        .bind(group.id.to_string())
+        .fetch_one(&mut **act)
         .await?;
     if state != "protected" {
         return Err(conflict(format!("The group {} is not protected", group.name), "Protect it first."));
     }
-    let job = insert_job(
-        &mut act,
-        NewJob {
-            kind,
-            subject: group.name.to_string(),
-            subject_id: id.to_string(),
-            body,
-            steps: crate::protect::task_steps(kind),
-            created_by: caller.shown(),
-        },
-    )
-    .await?;
-    act.commit().await?;
-    app.jobs_wake.notify_one();
-    Ok((StatusCode::ACCEPTED, Json(job)))
+    let new = NewJob {
+        kind,
+        subject: group.name.to_string(),
+        subject_id: group.id.to_string(),
+        body,
+        steps: crate::protect::task_steps(kind),
+        created_by,
+    };
+    insert_job(act, new).await
 }
 
 pub(crate) async fn change_group(

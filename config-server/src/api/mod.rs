@@ -3,7 +3,7 @@
 pub(crate) mod access;
 mod act;
 mod alert;
-mod approval;
+pub(crate) mod approval;
 pub(crate) mod declare;
 pub(crate) mod enrol;
 mod event;
@@ -11,6 +11,7 @@ pub(crate) mod extract;
 mod failover;
 pub(crate) mod guard;
 mod look;
+mod plan;
 pub(crate) mod policy;
 
 use axum::Router;
@@ -36,6 +37,7 @@ fn acts() -> Vec<Act> {
     acts.extend(access());
     acts.extend(fleet());
     acts.extend(protection());
+    acts.extend(recovery());
     acts.extend(happening());
     acts
 }
@@ -314,6 +316,62 @@ fn protection() -> Vec<Act> {
             failover::release,
         )
         .gives::<f::JobInfo>(202, "The job"),
+    ]
+}
+
+fn recovery() -> Vec<Act> {
+    vec![
+        Act::get("/plans", OPERATE, "The recovery plans", plan::plans)
+            .gives_all::<f::PlanInfo>("By name, without their texts"),
+        Act::post("/plans", ADMINISTER, "Keep a recovery plan", plan::new_plan)
+            .takes::<f::NewPlan>()
+            .gives::<f::PlanInfo>(201, "The plan"),
+        Act::get("/plans/{id}", OPERATE, "A recovery plan with its text", plan::plan)
+            .gives::<f::PlanInfo>(200, "The plan"),
+        Act::put(
+            "/plans/{id}",
+            ADMINISTER,
+            "Change a recovery plan; runs go on with what it was",
+            plan::set_plan,
+        )
+        .takes::<f::NewPlan>()
+        .gives::<f::PlanInfo>(200, "The plan"),
+        Act::delete(
+            "/plans/{id}",
+            ADMINISTER,
+            "Delete a recovery plan that is not being run",
+            plan::delete_plan,
+        )
+        .takes::<f::Confirm>()
+        .gives_nothing("It is gone; reports of its runs stay")
+        .gives::<f::Approval>(202, "A second person must approve it"),
+        Act::post(
+            "/plans/{id}/run",
+            OPERATE,
+            "Run a recovery plan, or look whether it could be run",
+            plan::run_plan,
+        )
+        .takes::<f::plan::RunPlan>()
+        .gives::<f::JobInfo>(202, "The run's job"),
+        Act::get("/plans/{id}/runs", OPERATE, "The runs of a recovery plan", plan::runs)
+            .gives_all::<f::JobInfo>("The newest first, at most 100"),
+        Act::get("/runs/{id}", OPERATE, "A run of a recovery plan, which is its report", plan::run)
+            .gives::<f::PlanRun>(200, "The run"),
+        Act::post(
+            "/runs/{id}/answer",
+            OPERATE,
+            "Confirm or refuse a step that waits for a person",
+            plan::answer,
+        )
+        .takes::<f::plan::AnswerStep>()
+        .gives_nothing("It is noted"),
+        Act::post(
+            "/runs/{id}/resume",
+            OPERATE,
+            "Have a run that failed go on at the step that failed",
+            plan::resume,
+        )
+        .gives::<f::JobInfo>(202, "The run's job"),
     ]
 }
 

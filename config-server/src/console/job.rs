@@ -27,11 +27,12 @@ fn what(job: &JobInfo) -> String {
         JobKind::Promote => "Promote",
         JobKind::Demote => "Demote",
         JobKind::Release => "Release the disks of",
+        JobKind::Plan => "Run the plan",
     };
     format!("{verb} {}", job.subject)
 }
 
-fn state(job: &JobInfo) -> Markup {
+pub(super) fn state(job: &JobInfo) -> Markup {
     let severity = match job.state {
         JobState::Done | JobState::Running | JobState::Waiting => Severity::Good,
         JobState::Cancelled => Severity::Notice,
@@ -45,7 +46,7 @@ fn state(job: &JobInfo) -> Markup {
     }
 }
 
-fn progress(job: &JobInfo) -> Markup {
+pub(super) fn progress(job: &JobInfo) -> Markup {
     html! { progress max="100" value=(job.percent) aria-label="Progress" { (job.percent) " %" } }
 }
 
@@ -83,7 +84,7 @@ pub(super) async fn list(visit: Visit, Query(part): Query<Part>) -> Shown {
     Ok(super::html(layout::page(&visit, "Jobs", live, layout::command("seawall job list"))))
 }
 
-fn step_sign(state: StepState) -> (&'static str, &'static str) {
+pub(super) fn step_sign(state: StepState) -> (&'static str, &'static str) {
     match state {
         StepState::Waiting => ("waiting", "·"),
         StepState::Running => ("busy", "↻"),
@@ -96,10 +97,18 @@ fn step_sign(state: StepState) -> (&'static str, &'static str) {
 
 pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
     let job: JobInfo = visit.door.get(&format!("/jobs/{}", in_path(&id)?)).await?;
+    let is_plan = job.kind == JobKind::Plan;
+    let subject = match is_plan {
+        true => format!("/runs/{}", job.id),
+        false => format!("/machines/named/{}", words::in_query(&job.subject)),
+    };
     let live = html! {
         p.crumbs { a href="/jobs" { "Jobs" } }
         h1 { (what(&job)) }
         p #job-state data-state=(job.state.as_str()) { (state(&job)) " " (job.message) }
+        @if is_plan && visit.user.role >= Role::Operator {
+            p { a href=(format!("/runs/{}", job.id)) { "The run with all that is known of it" } }
+        }
         @if !job.state.ended() {
             (progress(&job))
             @if visit.user.role >= Role::Operator {
@@ -122,7 +131,7 @@ pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
         (layout::facts(&[
             ("Begun", html! { (words::when(job.created)) " by " (job.created_by) }),
             ("Last changed", words::when(job.changed)),
-            ("Machine", html! { a #subject href=(format!("/machines/named/{}", words::in_query(&job.subject))) { (job.subject) } }),
+            (if is_plan { "Plan" } else { "Machine" }, html! { a #subject href=(subject) { (job.subject) } }),
         ]))
     };
     let rest = html! {

@@ -8,13 +8,14 @@ use super::door::Visit;
 use super::words;
 
 /// Where people go: address, name, and for whom.
-const PLACES: [(&str, &str, Role); 10] = [
+const PLACES: [(&str, &str, Role); 11] = [
     ("/", "Overview", Role::Viewer),
     ("/machines", "Machines", Role::Viewer),
     ("/servers", "Servers", Role::Viewer),
     ("/jobs", "Jobs", Role::Viewer),
     ("/events", "Events", Role::Viewer),
     ("/policies", "Policies", Role::Viewer),
+    ("/plans", "Plans", Role::Operator),
     ("/enrol", "Enrol", Role::Operator),
     ("/approvals", "Approvals", Role::Operator),
     ("/users", "Users", Role::Administrator),
@@ -62,6 +63,7 @@ pub(super) fn page_with(visit: &Visit, title: &str, before: Markup, live: Markup
     let own = visit.path.split('?').next().unwrap_or("/");
     let here = |place: &str| match place {
         "/" => own == "/",
+        "/plans" => own.starts_with("/plans") || own.starts_with("/runs"),
         "/machines" => own.starts_with("/machines") || own.starts_with("/groups"),
         place => own.starts_with(place),
     };

@@ -21,6 +21,7 @@ mod layout;
 mod login;
 mod machine;
 mod overview;
+mod plan;
 mod point;
 mod policy;
 mod server;
@@ -41,6 +42,11 @@ use http_body_util::BodyExt;
 use crate::api::extract::BODY_BYTES_MAX;
 use crate::app::Shared;
 use crate::fault::{Answer, Fault, ProblemTag, fault};
+
+/// An instant as text, for what is kept.
+pub(crate) fn moment_of(time: control::fleet::UnixMillis) -> String {
+    format!("{} UTC", words::utc(time, ' '))
+}
 
 /// A page.
 type Shown = Answer<Html<String>>;
@@ -89,6 +95,14 @@ pub(crate) fn router(app: &Shared, api: Router) -> Router {
         .route("/events", get(event::page))
         .route("/enrol", get(enrol::page).post(enrol::make))
         .route("/enrol/{id}/delete", post(enrol::delete))
+        .route("/plans", get(plan::list).post(plan::make))
+        .route("/plans/{id}", get(plan::page).post(plan::change))
+        .route("/plans/{id}/run", post(plan::run))
+        .route("/plans/{id}/delete", post(plan::delete))
+        .route("/runs/{id}", get(plan::run_page))
+        .route("/runs/{id}/report", get(plan::report))
+        .route("/runs/{id}/answer", post(plan::answer))
+        .route("/runs/{id}/resume", post(plan::resume))
         .route("/policies", get(policy::list).post(policy::make))
         .route("/policies/{id}", get(policy::page).post(policy::change))
         .route("/policies/{id}/delete", post(policy::delete))

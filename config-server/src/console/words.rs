@@ -66,7 +66,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
 }
 
 /// An instant in UTC, as `2026-01-31T23:59:59` with this between day and time.
-fn utc(time: UnixMillis, between: char) -> String {
+pub(super) fn utc(time: UnixMillis, between: char) -> String {
     let (days, in_day) = (time.0.div_euclid(86_400_000), time.0.rem_euclid(86_400_000) / 1000);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (in_day / 3600, in_day % 3600 / 60, in_day % 60);

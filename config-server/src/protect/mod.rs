@@ -57,6 +57,7 @@ pub(crate) async fn advance(app: &App, held: &mut Held) -> Answer<()> {
         JobKind::Protect => advance_protect(app, &mut act, held).await,
         JobKind::Unprotect => advance_unprotect(app, &mut act, held).await,
         JobKind::Point | JobKind::Resync => advance_task(&mut act, held).await,
+        JobKind::Plan => crate::plan::advance(app, &mut act, held).await,
         _ => failover::advance(app, &mut act, held).await,
     };
     match went {

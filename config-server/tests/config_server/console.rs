@@ -109,6 +109,12 @@ async fn nothing_is_done_without_the_pages_own_secret() {
             "name=gold&epoch_interval_ms=1000&rpo_s_max=60&application_every_s=0&all=1d",
         ),
         (format!("/policies/{id}/delete"), "confirm=gold"),
+        ("/plans".to_owned(), "text=name%3A+x"),
+        (format!("/plans/{id}"), "text=name%3A+x"),
+        (format!("/plans/{id}/run"), "mode=drill&confirm=x"),
+        (format!("/plans/{id}/delete"), "confirm=x"),
+        (format!("/runs/{id}/answer"), "step=x&done=yes"),
+        (format!("/runs/{id}/resume"), ""),
         ("/settings".to_owned(), "second_person=on"),
         ("/settings/password".to_owned(), "old=a&new=b"),
         ("/settings/tokens".to_owned(), "name=t&scope=read&days=1"),
@@ -189,6 +195,7 @@ async fn pages_are_for_their_readers_and_run_no_text() {
         ("/settings", Role::Viewer),
         ("/enrol", Role::Operator),
         ("/approvals", Role::Operator),
+        ("/plans", Role::Operator),
         ("/users", Role::Administrator),
         ("/audit", Role::Administrator),
     ];
@@ -379,4 +386,57 @@ async fn who_is_told_of_alerts_is_set_by_a_form() {
         )
         .await;
     assert_eq!(got.status, 403, "{got:?}");
+}
+
+/// A plan is kept, run, answered and reported with the console alone.
+#[tokio::test]
+async fn a_plan_is_run_from_its_pages() {
+    let site = site().await;
+    let admin = visitor(&site, ADMINISTRATOR).await;
+    let csrf = admin.csrf().await;
+    let text = "name%3A+shop%0D%0Asteps%3A%0D%0A-+%7Bid%3A+key%2C+manual%3A+%7Btext%3A+%22Turn+%3Cit%3E%22%7D%7D%0D%0A";
+    let wrong = admin.post("/plans", &format!("csrf={csrf}&text=name%3A+shop")).await;
+    assert!(wrong.status == 422 && wrong.body.contains("steps"), "{wrong:?}");
+    let kept = admin.post("/plans", &format!("csrf={csrf}&text={text}")).await;
+    assert_eq!(kept.status, 303, "{kept:?}");
+    let plan = kept.head("location").to_owned();
+    let page = admin.get(&plan).await;
+    assert!(page.body.contains("seawall plan run shop --mode dry-run --watch"), "{page:?}");
+    assert!(page.body.contains("Turn &lt;it&gt;") && !page.body.contains("Turn <it>"), "{page:?}");
+    let refused = admin.post(&format!("{plan}/run"), &format!("csrf={csrf}&mode=drill&confirm=sohp")).await;
+    assert!(refused.status == 422 || refused.status == 409, "{refused:?}");
+    let begun = admin.post(&format!("{plan}/run"), &format!("csrf={csrf}&mode=drill&confirm=shop")).await;
+    assert_eq!(begun.status, 303, "{begun:?}");
+    let run = begun.head("location").to_owned();
+    let waits = async |wanted: &str| {
+        for _ in 0..600 {
+            let page = admin.get(&run).await;
+            if page.body.contains(wanted) {
+                return page;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{:?}", admin.get(&run).await);
+    };
+    let page = waits("It is done").await;
+    assert!(page.body.contains("seawall plan confirm shop --step key"), "{page:?}");
+    let given = admin.post(&format!("{run}/answer"), &format!("csrf={csrf}&step=key&done=&note=lost")).await;
+    assert_eq!((given.status, given.head("location")), (303, run.as_str()), "{given:?}");
+    waits("Go on at the failed step").await;
+    let resumed = admin.post(&format!("{run}/resume"), &format!("csrf={csrf}")).await;
+    assert_eq!((resumed.status, resumed.head("location")), (303, run.as_str()), "{resumed:?}");
+    waits("It is done").await;
+    admin.post(&format!("{run}/answer"), &format!("csrf={csrf}&step=key&done=yes&note=found")).await;
+    waits("data-state=\"done\"").await;
+    // The report has its own style, which its policy names, and nothing else.
+    let report = admin.get(&format!("{run}/report")).await;
+    let policy = report.head("content-security-policy");
+    assert!(
+        policy.contains("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    assert!(report.body.contains("Confirmed by user admin. found"), "{report:?}");
+    let gone = admin.post(&format!("{plan}/delete"), &format!("csrf={csrf}&confirm=shop")).await;
+    assert_eq!((gone.status, gone.head("location")), (303, "/plans"), "{gone:?}");
+    assert_eq!(admin.get(&run).await.status, 200, "its run stays");
 }

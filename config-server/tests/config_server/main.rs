@@ -3,10 +3,12 @@
 mod access;
 mod alerts;
 mod console;
+mod dns;
 mod document;
 mod failover;
 mod membership;
 mod parts;
+mod plans;
 mod protection;
 mod several;
 mod state;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
 use control::fleet::{
     Capacity, CheckIn, CheckInReply, Desired, GroupInfo, JobInfo, JobState, MachineInfo, Page, PartReport,
-    PartRole, Protect, TaskKind, TaskState, TaskUpdate, UnixMillis, VolumeChoice,
+    PartRole, Protect, ResourceId, TaskKind, TaskState, TaskUpdate, UnixMillis, VolumeChoice,
 };
 use control::{
     AgentReport, CaptureMode, FailoverInfo, PointInfo, PointSelector, ProcessServerStatus, PromotedInfo,
@@ -28,6 +28,10 @@ pub(crate) struct Parts {
     /// What the target keeps.
     group: Option<GroupId>,
     protects: bool,
+    /// What the agent was asked to do, each once.
+    pub(crate) asked: Vec<(ResourceId, TaskKind)>,
+    /// Whether the agent says how its tasks go.
+    pub(crate) answers: bool,
     /// Where the target stands.
     pub(crate) standing: Standing,
     /// Of the agent: its disks are handed over.
@@ -93,6 +97,8 @@ impl Parts {
             handed_over: false,
             done_at_target: Vec::new(),
             mute_target: false,
+            asked: Vec::new(),
+            answers: true,
         }
     }
 
@@ -113,6 +119,12 @@ impl Parts {
         }
         let mut done = Vec::new();
         for task in reply.tasks {
+            if !self.asked.iter().any(|(id, _)| *id == task.id) {
+                self.asked.push((task.id.clone(), task.kind.clone()));
+            }
+            if !self.answers {
+                continue;
+            }
             let result = match task.kind {
                 TaskKind::CheckDisks { devices, .. } => json!({
                     "disks": devices.iter().map(|device| json!({"device": device, "bytes": 1 << 30, "mode": "data"})).collect::<Vec<_>>(),
@@ -131,6 +143,24 @@ impl Parts {
                 TaskKind::Release { .. } => {
                     self.handed_over = false;
                     json!({})
+                }
+                // A script whose name says so fails, or is not there.
+                TaskKind::Script { command, .. } | TaskKind::CheckScript { command }
+                    if command == "absent" =>
+                {
+                    let message = format!("find script {command}: there is none");
+                    done.push(TaskUpdate {
+                        id: task.id,
+                        state: TaskState::Failed,
+                        message,
+                        result: json!(null),
+                    });
+                    continue;
+                }
+                TaskKind::Script { command, arguments, .. } => {
+                    let fails = command == "fails"
+                        && self.asked.iter().filter(|(_, kind)| is_of(kind, "fails")).count() == 1;
+                    json!({ "succeeded": !fails, "how": "", "output": format!("{command} {}\n", arguments.join(" ")) })
                 }
                 _ => json!({}),
             };
@@ -230,6 +260,11 @@ impl Parts {
         }
         panic!("the job does not end: {:?}", operator.get::<JobInfo>(&format!("/jobs/{}", job.id)).await);
     }
+}
+
+/// Whether a task is to run this script.
+pub(crate) fn is_of(kind: &TaskKind, script: &str) -> bool {
+    matches!(kind, TaskKind::Script { command, .. } if command == script)
 }
 
 fn base() -> CheckIn {

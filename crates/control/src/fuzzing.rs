@@ -112,9 +112,19 @@ pub fn api(data: &[u8]) {
     json::<ApprovalAnswer>(data);
     json::<Settings>(data);
     json::<Problem>(data);
+    json::<plan::RunPlan>(data);
+    json::<plan::AnswerStep>(data);
     // Whether a policy can be meant is said, whatever it is.
     if let Ok(policy) = serde_json::from_slice::<NewPolicy>(data) {
         let _ = policy.policy.check();
+    }
+    // What was read as a plan is one when it is written again.
+    if let Ok(plan) = std::str::from_utf8(data).map_err(drop).and_then(|text| Plan::read(text).map_err(drop))
+    {
+        let text = serde_json::to_string(&plan).expect("a plan can be written");
+        if text.len() <= plan::PLAN_TEXT_BYTES_MAX {
+            assert_eq!(Plan::read(&text), Ok(plan));
+        }
     }
 }
 
@@ -129,6 +139,7 @@ pub fn api_seeds() -> Vec<Vec<u8>> {
         r#"{"role":"agent","minutes":60}"#,
         r#"{"volumes":[],"policy":"00000000000000000000000000000001"}"#,
         r#"{"confirm":"web-1"}"#,
+        include_str!("../../../docs/plan-example.yaml"),
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()

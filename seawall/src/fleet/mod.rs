@@ -13,6 +13,7 @@ pub(crate) mod job;
 pub(crate) mod login;
 pub(crate) mod look;
 pub(crate) mod machine;
+pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod protect;
 pub(crate) mod push;

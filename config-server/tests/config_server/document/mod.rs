@@ -341,6 +341,11 @@ async fn every_act_is_as_the_document_says(site: Site) {
     let policies: Vec<PolicyInfo> = administrator.get("/policies").await.unwrap();
     let made = json!({ "name": "spare", "policy": policies[0].policy });
     let spare: PolicyInfo = administrator.post("/policies", &made).await.unwrap();
+    let text =
+        "name: shop\nsteps:\n- {id: key, manual: {text: Turn it}}\n- {id: point, point: {groups: [web]}}\n";
+    let plan: Value = administrator.post("/plans", &json!({ "text": text })).await.unwrap();
+    let run = format!("/plans/{}/run", plan["id"].as_str().unwrap());
+    administrator.post::<_, Value>(&run, &json!({ "mode": "planned", "confirm": "shop" })).await.unwrap();
     site.enrol_token(control::fleet::PartRole::Agent).await;
     let of = async |path: &str| -> Vec<String> {
         let found: Value = administrator.get(path).await.unwrap();
@@ -348,11 +353,14 @@ async fn every_act_is_as_the_document_says(site: Site) {
         found.iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
     };
     let mut ids = vec![victim.id.to_string(), spare.id.to_string(), group.id.to_string()];
-    for path in ["/machines", "/process-servers", "/target-servers", "/policies", "/jobs", "/enrol-tokens"] {
+    for path in
+        ["/machines", "/process-servers", "/target-servers", "/policies", "/plans", "/jobs", "/enrol-tokens"]
+    {
         ids.extend(of(path).await);
     }
     ids.push("0123456789abcdef0123456789abcdef".into());
-    let names = ["web", "hub", "dr", "victim", "spare", "default", "asks"].map(str::to_owned).to_vec();
+    let names =
+        ["web", "hub", "dr", "victim", "spare", "default", "asks", "shop", "key"].map(str::to_owned).to_vec();
     let document = Document { root: seawall_config_server::openapi(), names, ids };
     let lone = site.enrol(control::fleet::PartRole::Agent, "lone").await;
     let part = wire::Credentials::load(&lone.join(enrol::CURRENT)).unwrap();

@@ -374,6 +374,24 @@ pub enum TaskKind {
         #[schema(value_type = String)]
         group: GroupId,
     },
+    /// To an agent: run a script of the agent's own directory of scripts; what it prints is told with the result.
+    Script {
+        /// The file's name there.
+        command: String,
+        /// What it is given.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        arguments: Vec<String>,
+        /// More of its environment.
+        #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+        environment: std::collections::BTreeMap<String, String>,
+        /// After so long it is killed.
+        timeout_s: u64,
+    },
+    /// To an agent: say whether a script is there and would be run.
+    CheckScript {
+        /// The file's name.
+        command: String,
+    },
     /// A task of a newer config server.
     #[serde(other)]
     Unknown,

@@ -26,6 +26,8 @@ super::names! {
         Demote "demote"
         /// Lets a machine write to disks that it has handed over.
         Release "release"
+        /// Runs a recovery plan, step by step.
+        Plan "plan"
     }
 }
 

@@ -41,6 +41,7 @@ mod desired;
 mod enrol;
 mod job;
 mod lifecycle;
+pub mod plan;
 mod policy;
 mod problem;
 mod resource;
@@ -65,6 +66,7 @@ pub use enrol::{
 };
 pub use job::{JobInfo, JobKind, JobState, StepInfo, StepState};
 pub use lifecycle::{GroupFailover, StartFailover};
+pub use plan::{NewPlan, Plan, PlanInfo, PlanRun, RunMode};
 pub use policy::{
     BandwidthWindow, NewPolicy, Policy, PolicyError, PolicyInfo, RETENTION_RULES_MAX, RPO_S_MAX,
     RetentionRule, WINDOWS_MAX,
