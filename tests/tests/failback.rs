@@ -223,3 +223,28 @@ fn find(dir: &Path, name: &str) -> anyhow::Result<Option<std::path::PathBuf>> {
     }
     Ok(None)
 }
+
+/// A target server claims the device that a replica lies on. The kernel then refuses to zero a range of it of which something has been written
+/// and has not reached the medium yet; that was taken for a failed disk, and poisoned replicas of disks that came home.
+#[test]
+fn kernel_a_claimed_device_is_zeroed_while_it_is_written() -> anyhow::Result<()> {
+    use durable::{OpenMode, RealStorage, Storage as _};
+    if !root("kernel_a_claimed_device_is_zeroed_while_it_is_written") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let disk = LoopDisk::create(&dir.path().join("disk.img"), 4 * MIB)?;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::EXCL;
+    let _claim = rustix::fs::open(disk.device(), flags, rustix::fs::Mode::empty())?;
+    let file = RealStorage.open(disk.device(), OpenMode::ReadWrite)?;
+    for _ in 0..20 {
+        file.write_all_at(&vec![7; MIB as usize], MIB)?;
+        file.zero_range(MIB + 8192, 65536)?;
+    }
+    file.sync_data()?;
+    let mut expected = vec![0; 4 * MIB as usize];
+    expected[MIB as usize..2 * MIB as usize].fill(7);
+    expected[MIB as usize + 8192..][..65536].fill(0);
+    ensure!(content(disk.device())? == expected);
+    Ok(())
+}
