@@ -257,6 +257,9 @@ impl Document {
             Some("^(application|filesystem|crash)$") => {
                 return (*dice.pick(&["application", "filesystem", "crash"])).to_owned();
             }
+            Some("^(latest|application|[1-9][0-9]{0,18})$") => {
+                return (*dice.pick(&["latest", "application", "7"])).to_owned();
+            }
             Some("^([01][0-9]|2[0-3]):[0-5][0-9]$") => {
                 return format!("{:02}:{:02}", dice.roll(24), dice.roll(60));
             }
