@@ -69,6 +69,14 @@ pub(crate) async fn runs(store: &Store, plan: &ResourceId) -> Answer<Vec<JobInfo
     .bind(RUNS_SHOWN)
     .fetch_all(&store.read)
     .await?;
+    // Of a plan that is deleted the runs stay; of one that never was there are none.
+    let there: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM plans WHERE id = $1")
+        .bind(plan.as_str())
+        .fetch_one(&store.read)
+        .await?;
+    if rows.is_empty() && there == 0 {
+        return Err(not_found("plan", plan));
+    }
     rows.iter().map(|row| job_of_row(row, false)).collect()
 }
 
