@@ -104,7 +104,7 @@ impl Disks {
     }
 
     fn writable(&self) -> anyhow::Result<()> {
-        self.paths.iter().try_for_each(|path| let_write(path))
+        self.paths.iter().try_for_each(let_write)
     }
 }
 
