@@ -71,8 +71,10 @@ pub fn check(places: &Places, config: Option<&AgentConfig>, named: &[DeviceName]
         wanted = all_disks();
     }
     let disks = Disks::default();
+    let found: Vec<Candidate> = wanted.iter().flat_map(|name| look_below(&disks, name, choice)).collect();
+    let data = all_with_data(&found, choice, &facts);
     let devices: Vec<DeviceReport> =
-        wanted.iter().flat_map(|name| look_below(&disks, name, choice, &facts)).collect();
+        found.into_iter().map(|candidate| candidate.tried(choice, data, &facts)).collect();
     let exit_status = if devices.iter().any(|device| device.mode.is_none()) {
         2
     } else {
@@ -176,28 +178,62 @@ pub(crate) fn all_disks() -> Vec<DeviceName> {
     disks.into_iter().map(DeviceName::Path).collect()
 }
 
+/// What a name means.
+struct Candidate {
+    path: PathBuf,
+    known_by: Option<String>,
+    note: Option<String>,
+    /// Why the name means no disk.
+    error: Option<String>,
+}
+
 /// The disks that a name means, as the agent would take them.
-fn look_below(disks: &Disks, name: &DeviceName, choice: SourceChoice, facts: &[Fact]) -> Vec<DeviceReport> {
+fn look_below(disks: &Disks, name: &DeviceName, choice: SourceChoice) -> Vec<Candidate> {
+    let candidate =
+        |path: &Path| Candidate { path: path.to_owned(), known_by: None, note: None, error: None };
     match (name, disks.resolve(name)) {
         (DeviceName::Path(path), resolved) if choice == SourceChoice::Scan || resolved.is_err() => {
-            vec![look(path, choice, facts)]
+            vec![candidate(path)]
         }
         (_, Ok(resolved)) => {
-            let with_note = |disk: &FoundDisk| DeviceReport {
+            let with_note = |disk: &FoundDisk| Candidate {
                 known_by: Some(disk.identity.to_string()),
                 note: resolved.note.clone(),
-                ..look(&disk.path, choice, facts)
+                ..candidate(&disk.path)
             };
             resolved.disks.iter().map(with_note).collect()
         }
         (_, Err(error)) => {
-            let device = PathBuf::from(name.to_string());
-            vec![DeviceReport { device, why: error.to_string(), ..DeviceReport::default() }]
+            vec![Candidate { error: Some(error.to_string()), ..candidate(Path::new(&name.to_string())) }]
         }
     }
 }
 
-fn look(path: &Path, choice: SourceChoice, facts: &[Fact]) -> DeviceReport {
+/// Whether the writes of all these disks are captured with their data, tried at once: the kernel verifies the programs at each
+/// attempt, which is most of its time. When not, each disk is tried by itself.
+fn all_with_data(candidates: &[Candidate], choice: SourceChoice, facts: &[Fact]) -> bool {
+    if !matches!(choice, SourceChoice::Auto | SourceChoice::Ebpf) {
+        return false;
+    }
+    // A disk that has two names is one disk.
+    let mut paths: Vec<&Path> = candidates.iter().map(|candidate| candidate.path.as_path()).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    let devices: Option<Vec<Device>> = paths.into_iter().map(|path| Device::open(path).ok()).collect();
+    devices.is_some_and(|devices| !devices.is_empty() && try_ebpf(&devices, true, facts) == Ok(None))
+}
+
+impl Candidate {
+    fn tried(self, choice: SourceChoice, all_with_data: bool, facts: &[Fact]) -> DeviceReport {
+        let report = match self.error {
+            Some(why) => DeviceReport { device: self.path, why, ..DeviceReport::default() },
+            None => look(&self.path, choice, all_with_data, facts),
+        };
+        DeviceReport { known_by: self.known_by, note: self.note, ..report }
+    }
+}
+
+fn look(path: &Path, choice: SourceChoice, all_with_data: bool, facts: &[Fact]) -> DeviceReport {
     let opened = Device::open(path);
     let mut report = DeviceReport {
         device: path.to_owned(),
@@ -205,7 +241,12 @@ fn look(path: &Path, choice: SourceChoice, facts: &[Fact]) -> DeviceReport {
         logical_block: opened.as_ref().ok().map(Device::logical_block),
         ..DeviceReport::default()
     };
-    let (why_not_ebpf, advice) = match (choice, try_ebpf(opened, choice != SourceChoice::EbpfBitmap, facts)) {
+    let tried = match opened {
+        Ok(_) if all_with_data => Ok(None),
+        Ok(device) => try_ebpf(&[device], choice != SourceChoice::EbpfBitmap, facts),
+        Err(error) => Err(error.to_string()),
+    };
+    let (why_not_ebpf, advice) = match (choice, tried) {
         (SourceChoice::Scan, _) => ("scan, as configured".to_owned(), String::new()),
         (_, Ok(None)) => {
             report.mode = Some(CaptureMode::Data);
@@ -256,18 +297,14 @@ fn file_size(path: &Path) -> Option<ByteCount> {
 }
 
 /// Attaches and detaches again: why not with data, or why not at all.
-fn try_ebpf(
-    opened: Result<Device, capture::CaptureError>,
-    data: bool,
-    facts: &[Fact],
-) -> Result<Option<String>, String> {
-    let device = opened.map_err(|error| error.to_string())?;
+fn try_ebpf(devices: &[Device], data: bool, facts: &[Fact]) -> Result<Option<String>, String> {
     if let Some(fact) = facts.iter().find(|fact| fact.finding == Finding::NoEbpf) {
         return Err(format!("{}: {}", fact.name, fact.found));
     }
     let options = KernelTapOptions { ring: PROBE_RING, data, keep: None };
-    let tap =
-        KernelTap::attach(&[(VolumeId([0; 16]), &device)], &options).map_err(|error| error.to_string())?;
+    let volumes: Vec<(VolumeId, &Device)> =
+        devices.iter().zip(0_u128..).map(|(device, index)| (VolumeId(index.to_be_bytes()), device)).collect();
+    let tap = KernelTap::attach(&volumes, &options).map_err(|error| error.to_string())?;
     Ok(tap.why_not_data().map(str::to_owned))
 }
 

@@ -57,7 +57,7 @@ chroot "$1" apt-get clean
 /// Where the root partition begins, in sectors.
 const PARTITION_SECTOR: u64 = 2048;
 /// Room in the root file system beside what is in it.
-const FREE_BYTES: u64 = 256 << 20;
+const FREE_BYTES: u64 = 128 << 20;
 /// Counted into the image's key: a change here or above makes a new image.
 const RECIPE: u32 = 1;
 
