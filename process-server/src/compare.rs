@@ -1,7 +1,7 @@
 //! Passing comparisons on to a target, unread.
 //!
-//! All targets of a group apply the same changesets, so any of them can answer; the first that can be reached does, one that has
-//! damage before those that have none. A conversation waits for its turn before it is passed on.
+//! All targets of a group apply the same changesets, so any of them can answer; the first that can be reached does, one that was
+//! never compared before one that has damage, and that before the others. A conversation waits for its turn before it is passed on.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(crate) async fn serve(server: &Arc<Server>, mut source: Comparison) {
         () = server.stopping() => return source.refuse(RefusalCode::Stopping, stopping),
     };
     let mut failure = None;
-    for route in hub.routes_by_damage() {
+    for route in hub.routes_by_need() {
         match reach(server, &source, &route.address).await {
             Ok(mut target) => {
                 tracing::debug!(%group, target = route.address, "comparison begins");

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{Generation, HistoryId, UnixNanos};
+use block::{Epoch, Generation, HistoryId, UnixNanos};
 use bytes::Bytes;
 use cache::{HeldChangeset, Position, ReadError};
 use control::StateCode;
@@ -24,7 +24,7 @@ const READ_RETRY_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 enum Ended {
-    /// Everything of its generation is applied, and the next changeset is of a later one.
+    /// Everything of its generation is applied, and the next changeset is of a later one; or what it was opened for is not so any more.
     NextGeneration,
     Wire(WireError),
     Read(ReadError),
@@ -103,6 +103,7 @@ impl Forwarder {
                 _ => retry.refused(FailureClass::NonRecoverable),
             };
             self.route.failed(state, &message, pause.next_try());
+            self.hub.left(&self.route);
             let (group, target, next_s) = (self.hub.group, &self.route.address, pause.wait.as_secs_f64());
             if mend == Mend::Time {
                 tracing::warn!(%group, target, next_s, "forward: {message}");
@@ -149,10 +150,11 @@ impl Forwarder {
 
     async fn session(&self, generation: Generation, retry: &mut Retry) -> Ended {
         let (group, target) = (self.hub.group, &self.route.address);
+        let history = self.server.cache.history(group, generation);
         let opened = async {
             let connection =
                 wire::connect(target, Role::TargetServer, &self.server.credentials.current()).await?;
-            Sender::open(connection, group, generation).await
+            Sender::open_of(connection, group, generation, history).await
         };
         let (sender, receipts) = match opened.await {
             Ok(halves) => halves,
@@ -164,7 +166,18 @@ impl Forwarder {
         if let Err(error) = self.contact(applied, sender.history()).await {
             return error.into();
         }
+        let holds = match self.server.cache.next_after(group, holds) {
+            Err(ReadError::TooLate { .. }) if opening.held == Epoch::NONE => match self.join().await {
+                Ok(begins) => begins,
+                Err(error) => return error.into(),
+            },
+            _ => holds,
+        };
         self.applied();
+        if holds.generation != generation || self.server.cache.history(group, generation) != history {
+            // Known since it was opened; it begins with what it was told.
+            return Ended::NextGeneration;
+        }
         self.route.connected();
         tracing::info!(%group, target, %generation, held = %opening.held, "forwarding");
         // A refusal tells more than the broken connection that follows it, so receipts are looked at first.
@@ -182,6 +195,18 @@ impl Forwarder {
             server.cache.contact(group, &target, applied)
         });
         contact.await.unwrap_or(Err(ReadError::Cache(cache::CacheError::Closing)))
+    }
+
+    /// The target holds nothing, and what it would have to begin with is gone: it begins after what is held.
+    async fn join(&self) -> Result<Position, ReadError> {
+        let (server, group, target) = (self.server.clone(), self.hub.group, self.route.address.clone());
+        let join = tokio::task::spawn_blocking(move || server.cache.join(group, &target));
+        let position = join.await.unwrap_or(Err(ReadError::Cache(cache::CacheError::Closing)))?;
+        tracing::warn!(
+            %group, target = self.route.address, %position,
+            "the target holds nothing: it begins here, and has no point before all was compared with the source"
+        );
+        Ok(position)
     }
 
     /// Tells the agent's side how far all targets are.

@@ -134,19 +134,34 @@ impl Hub {
     /// A target has said how its replica is: tells the agent's side.
     pub(crate) fn conditioned(&self, route: &Route, condition: Condition) {
         *route.condition() = Some(condition);
+        self.tell_condition();
+    }
+
+    /// A target cannot be reached: nothing can be compared with it, and what it lacks must not keep the source at that.
+    pub(crate) fn left(&self, route: &Route) {
+        if let Some(condition) = &mut *route.condition() {
+            condition.unproven = block::ByteCount::ZERO;
+        }
+        self.tell_condition();
+    }
+
+    fn tell_condition(&self) {
         let known = self.routes.iter().filter_map(|route| *route.condition());
         let all = known.reduce(|sum, one| Condition {
             has_point: sum.has_point || one.has_point,
             damaged: sum.damaged.saturating_add(one.damaged),
+            unproven: sum.unproven.saturating_add(one.unproven),
         });
         self.condition.send_if_modified(|told| std::mem::replace(told, all) != all);
     }
 
-    /// The targets, those with damage first.
-    pub(crate) fn routes_by_damage(&self) -> Vec<&Arc<Route>> {
+    /// The targets, those first that a comparison is of use for: what was never compared, then what is damaged.
+    pub(crate) fn routes_by_need(&self) -> Vec<&Arc<Route>> {
         let mut routes: Vec<&Arc<Route>> = self.routes.iter().collect();
-        let damaged = |route: &Route| route.condition().map_or(block::ByteCount::ZERO, |told| told.damaged);
-        routes.sort_by_key(|route| std::cmp::Reverse(damaged(route)));
+        routes.sort_by_key(|route| {
+            let told = route.condition().unwrap_or_default();
+            std::cmp::Reverse((told.unproven, told.damaged))
+        });
         routes
     }
 

@@ -387,7 +387,7 @@ async fn comparisons_take_turns() {
     let mut told = agent.receipts.condition();
     agent.put(1, 1000).await.unwrap();
     agent.wait_applied(1).await;
-    let condition = wire::Condition { has_point: true, damaged: ByteCount(4096) };
+    let condition = wire::Condition { has_point: true, damaged: ByteCount(4096), ..Default::default() };
     target.change(|applied| applied.condition = Some(condition));
     agent.put(2, 1000).await.unwrap();
     told.wait_for(|told| *told == Some(condition)).await.unwrap();

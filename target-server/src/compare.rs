@@ -6,10 +6,11 @@
 //!   found the same, and lost.
 //! - Cancellation: when the conversation ends, what is being read is read to its end and thrown away.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{ByteCount, ByteOffset, Extent, GRANULE_BYTES, Generation, Granule};
+use block::{ByteCount, ByteOffset, Extent, GRANULE_BYTES, Generation, Granule, VolumeId};
 use bytes::Bytes;
 use changeset::{CompareAnswer, CompareQuestion, Conversation, DAMAGED_GRANULES_MAX, Digester};
 use replica::{GroupReplica, ReplicaError};
@@ -110,7 +111,8 @@ async fn answer(
         let replica = replica.clone();
         tokio::task::spawn_blocking(move || compare(&replica, &digester, &question)).await
     };
-    let answer = looked.map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))??;
+    let (answer, granules) =
+        looked.map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))??;
     if replica.standing(generation)?.taken_back != before.taken_back {
         let message = format!(
             "compare group {}: its replica was at another point meanwhile; ask again",
@@ -118,26 +120,33 @@ async fn answer(
         );
         return Err(Refusal::new(RefusalCode::Busy, message));
     }
+    if let Some((volume, granules)) = granules {
+        replica.compared(volume, granules);
+    }
     Ok(answer)
 }
+
+/// The answer, and what of which volume it is about.
+type Compared = (CompareAnswer, Option<(VolumeId, Range<Granule>)>);
 
 fn compare(
     replica: &GroupReplica,
     digester: &Digester,
     question: &CompareQuestion,
-) -> Result<CompareAnswer, ReplicaError> {
+) -> Result<Compared, ReplicaError> {
     let volumes = replica.volumes();
     let Some(volume) = volumes.iter().find(|volume| volume.info.id == question.volume) else {
-        return Ok(CompareAnswer::Unknown);
+        return Ok((CompareAnswer::Unknown, None));
     };
     if question.is_about_damage() {
-        return Ok(CompareAnswer::Damaged(damaged(replica, question)));
+        return Ok((CompareAnswer::Damaged(damaged(replica, question)), None));
     }
     let size = volume.info.size;
     let granules: Vec<Granule> = question.granules().collect();
-    if granules.last().is_none_or(|last| last.offset() >= ByteOffset(size.0)) {
-        return Ok(CompareAnswer::Unknown);
-    }
+    let Some(last) = granules.last().copied().filter(|last| last.offset() < ByteOffset(size.0)) else {
+        return Ok((CompareAnswer::Unknown, None));
+    };
+    let about = (question.volume, question.first..Granule(last.0 + 1));
     // What is damaged is sent, even if it should be the checksum of it that was damaged.
     let damaged: Vec<Extent> = replica.damaged_blocks(question.volume);
     let mut digests = Vec::with_capacity(granules.len());
@@ -153,7 +162,7 @@ fn compare(
         digests.push(digest);
     }
     let same = digester.all(digests.iter()) == question.digest;
-    Ok(if same { CompareAnswer::Same } else { CompareAnswer::Differs(digests) })
+    Ok((if same { CompareAnswer::Same } else { CompareAnswer::Differs(digests) }, Some(about)))
 }
 
 fn is_in(granule: Granule, extent: &Extent) -> bool {

@@ -96,12 +96,12 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver, sender: &str) ->
         thread("open", work)?
     };
     let applier = {
-        let (answerer, group) = (answerer.clone(), group.clone());
+        let (answerer, group, replica) = (answerer.clone(), group.clone(), replica.clone());
         thread("apply", move || {
             told(&group, &answerer, apply_all(&waiting, &group, &replica, &answerer, told_condition))
         })?
     };
-    let received = receive(server, receiver, pieces, applied).await;
+    let received = receive(server, receiver, &replica, pieces, applied).await;
     // Both threads end when the one before them has; the applier's word is the weightiest, then the opener's.
     let opened = finished(opener.await);
     let applied = finished(applier.await);
@@ -112,6 +112,7 @@ async fn deliver(server: &Arc<Server>, receiver: &mut Receiver, sender: &str) ->
 async fn receive(
     server: &Server,
     receiver: &mut Receiver,
+    replica: &Arc<GroupReplica>,
     pieces: mpsc::Sender<Piece>,
     applied: Epoch,
 ) -> Result<(), Refusal> {
@@ -127,6 +128,11 @@ async fn receive(
         let piece = match incoming {
             Ok(Some(Incoming::Begin { epoch, total })) => {
                 let group = receiver.group();
+                if epoch > next && next == Epoch::NONE.next() {
+                    // The first of a replica that has nothing, from a process server that has no longer what was before it.
+                    begin_after(replica, receiver, Epoch(epoch.0 - 1)).await?;
+                    next = epoch;
+                }
                 if epoch != next {
                     let (code, what) = match epoch < next {
                         true => (RefusalCode::Replayed, "it was delivered already"),
@@ -160,6 +166,19 @@ async fn receive(
             return Ok(());
         }
     }
+}
+
+/// An empty replica begins in the middle of the history; one that is not empty, or becomes so meanwhile, refuses.
+async fn begin_after(replica: &Arc<GroupReplica>, receiver: &Receiver, epoch: Epoch) -> Result<(), Refusal> {
+    let (replica, generation, history) = (replica.clone(), receiver.generation(), receiver.history());
+    let begin = tokio::task::spawn_blocking(move || replica.begin_after(generation, epoch, history));
+    let begun = begin.await.map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))?;
+    begun?;
+    tracing::warn!(
+        group = %receiver.group(), %generation, %epoch,
+        "the replica is empty and begins after this epoch: it has no point before all was compared with the source"
+    );
+    Ok(())
 }
 
 /// Opens changesets until there are no more pieces.
@@ -253,6 +272,7 @@ fn condition(replica: &GroupReplica, had_point: bool) -> Condition {
     Condition {
         has_point: had_point || replica.points_summary().count > 0,
         damaged: damaged.map(|extent| extent.length()).sum(),
+        unproven: replica.unproven(),
     }
 }
 

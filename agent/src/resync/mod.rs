@@ -7,7 +7,7 @@
 //! - One that repairs the replica (scrub findings, a command) waits with tracking as it is: points go on, and the granules
 //!   become suspect only when it begins.
 //!
-//! What never waits for the window: a group that has no point yet, for which waiting would only mean to have none; one that had
+//! What never waits for the window: a target that was never compared; a group that has no point yet, for which waiting would only mean to have none; one that had
 //! been begun by an agent before this one; and what a person has asked for now: by command, by protecting disks for the first
 //! time (there may be points: those of adopted disks), or by a generation that begins after a failover. All of these wait for their turn at the
 //! process server, but for the first copy, which compares nothing.
@@ -20,7 +20,7 @@
 mod section;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::{ByteCount, Epoch, GRANULE_BYTES, Granule, UnixNanos};
 use control::{ResyncReason, ResyncStage, ResyncStatus, ResyncWhen};
@@ -36,6 +36,8 @@ pub use section::{DIRTY_PERCENT, Hours, ResyncSection, WINDOWS_MAX};
 const READ_ASSUMED: f64 = 200e6;
 /// More damaged granules than this of a volume, and all of it is compared.
 const DAMAGED_MAX: usize = 64 * 1024;
+/// A target that still says that it lacks a comparison is compared again so long after the last one: what it says may be older than that.
+const UNPROVEN_AGAIN: Duration = Duration::from_secs(60);
 /// The rate of a comparison is told after so long.
 const RATE_AFTER_S: f64 = 2.0;
 
@@ -122,6 +124,8 @@ struct State {
     condition: Option<Condition>,
     /// The process server has lost what it acknowledged after this epoch.
     rebased: Option<Epoch>,
+    /// When the last one ended.
+    ended: Option<Instant>,
     /// Of the damage that was asked for last.
     asked_damage: ByteCount,
     /// When the running one began, and what the counts were then.
@@ -307,12 +311,14 @@ impl Resyncs {
             state.expected = None;
         }
         self.plan_mostly_dirty(state, look);
+        self.plan_new_target(state, look);
         match state.stage {
             Stage::Running => {
                 if look.suspect == ByteCount::ZERO {
                     // The different ones are sent by now, or will be: that needs no turn.
                     state.armed.fill(false);
                     (state.stage, state.lost, state.now, state.began) = (Stage::None, None, false, None);
+                    state.ended = Some(Instant::now());
                     self.changed.notify_one();
                 }
                 Deed::Nothing
@@ -389,6 +395,20 @@ impl Resyncs {
                 let cause = Cause::new(ResyncReason::MostlyDirty, why);
                 state.planned.insert(volume, Plan { part: Part::All, cause, now: false });
             }
+        }
+    }
+
+    /// A target that began in the middle of the history has no point before everything was compared with it; that does not wait.
+    fn plan_new_target(&self, state: &mut State, look: &Look) {
+        let unproven = state.condition.map_or(ByteCount::ZERO, |condition| condition.unproven);
+        let lately = state.ended.is_some_and(|ended| ended.elapsed() < UNPROVEN_AGAIN);
+        if unproven == ByteCount::ZERO || state.stage != Stage::None || !state.planned.is_empty() || lately {
+            return;
+        }
+        for volume in 0..look.volumes.len() {
+            let cause =
+                Cause::new(ResyncReason::NewTarget, "a target has nothing of before, and is compared");
+            state.planned.insert(volume, Plan { part: Part::All, cause, now: true });
         }
     }
 

@@ -25,7 +25,7 @@ fn evening() -> Timestamp {
 fn resyncs() -> Resyncs {
     let section = ResyncSection { time_zone: Some("UTC".into()), ..ResyncSection::default() };
     let resyncs = Resyncs::new(&section);
-    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount::ZERO });
+    resyncs.conditioned(Condition { has_point: true, ..Condition::default() });
     resyncs
 }
 
@@ -46,7 +46,7 @@ fn shown(resyncs: &Resyncs) -> (ResyncReason, ResyncStage) {
 fn what_was_lost_waits_for_its_hours_and_then_for_its_turn() {
     let resyncs = resyncs();
     resyncs.expect(Some(Cause::new(ResyncReason::TrackingEnded, "the machine was started again")), false);
-    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount::ZERO });
+    resyncs.conditioned(Condition { has_point: true, ..Condition::default() });
     assert_eq!(resyncs.look(suspect(GIB), noon()), Deed::Nothing);
     assert_eq!(shown(&resyncs), (ResyncReason::TrackingEnded, ResyncStage::WaitingForWindow));
     assert!(!resyncs.wants_turn() && !resyncs.is_running());
@@ -95,7 +95,7 @@ fn a_person_a_group_without_a_point_and_what_was_begun_do_not_wait() {
     let adopted = resyncs();
     adopted.expect(Some(Cause::new(ResyncReason::TrackingEnded, "tracking begins")), false);
     adopted.at_once();
-    adopted.conditioned(Condition { has_point: true, damaged: ByteCount::ZERO });
+    adopted.conditioned(Condition { has_point: true, ..Condition::default() });
     adopted.look(suspect(GIB), noon());
     assert!(adopted.wants_turn());
     adopted.turn(my_turn());
@@ -135,7 +135,7 @@ fn a_command_for_the_hours_leaves_tracking_alone_until_then() {
 fn a_scrub_plans_just_what_it_found_and_is_asked_once() {
     let resyncs = resyncs();
     assert!(!resyncs.take_damage_question());
-    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount(4096) });
+    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount(4096), ..Condition::default() });
     assert!(resyncs.take_damage_question() && !resyncs.take_damage_question());
     resyncs.damage_unanswered();
     assert!(resyncs.take_damage_question());
@@ -147,9 +147,9 @@ fn a_scrub_plans_just_what_it_found_and_is_asked_once() {
     let part = Part::Granules(BTreeSet::from([Granule(7), Granule(9)]));
     assert_eq!(resyncs.look(clean(), evening()), Deed::Begin(BTreeMap::from([(0, part)])));
     // Less is damaged: it is being repaired. More: that is new.
-    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount(1024) });
+    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount(1024), ..Condition::default() });
     assert!(!resyncs.take_damage_question());
-    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount(8192) });
+    resyncs.conditioned(Condition { has_point: true, damaged: ByteCount(8192), ..Condition::default() });
     assert!(resyncs.take_damage_question());
     // So much that it is no list any more.
     resyncs.damaged(0, (0..=DAMAGED_MAX as u64).map(Granule));

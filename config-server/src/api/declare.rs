@@ -6,8 +6,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use block::GroupId;
 use control::fleet::{
-    ChangeGroup, Confirm, EventKind, GroupInfo, JobInfo, JobKind, PartRole, PointNow, Protect, ResourceId,
-    Settings, Unprotect,
+    ChangeGroup, ChangeTargets, Confirm, EventKind, GroupInfo, JobInfo, JobKind, MachineInfo, PartRole,
+    PointNow, Protect, ResourceId, Settings, StepInfo, Unprotect,
 };
 
 use crate::api::approval::{Destructive, confirmed, destroy};
@@ -41,20 +41,40 @@ pub(crate) async fn protect(
 ) -> Answer<(StatusCode, Json<JobInfo>)> {
     let machine = view::machine(&app.store, &id).await?;
     let body = crate::protect::plan(&app, &machine, asked).await?;
-    let body = serde_json::to_string(&body).map_err(|error| internal("keep a job", error))?;
+    begin_protection(&app, &caller, &machine, &body, crate::protect::steps()).await
+}
+
+/// Begins to give a protected group other target servers: a job.
+pub(crate) async fn change_targets(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<ChangeTargets>,
+) -> Answer<(StatusCode, Json<JobInfo>)> {
+    let group = view::group(&app.store, &id).await?;
+    let body = crate::protect::retarget(&app, &group, asked).await?;
+    let machine = view::machine(&app.store, &group.machine).await?;
+    begin_protection(&app, &caller, &machine, &body, crate::protect::target_steps()).await
+}
+
+async fn begin_protection(
+    app: &App,
+    caller: &Caller,
+    machine: &MachineInfo,
+    body: &crate::protect::Plan,
+    steps: Vec<StepInfo>,
+) -> Answer<(StatusCode, Json<JobInfo>)> {
+    let body = serde_json::to_string(body).map_err(|error| internal("keep a job", error))?;
+    let new = NewJob {
+        kind: JobKind::Protect,
+        subject: machine.name.to_string(),
+        subject_id: machine.id.to_string(),
+        body,
+        steps,
+        created_by: caller.shown(),
+    };
     let mut act = app.store.act().await?;
-    let job = insert_job(
-        &mut act,
-        NewJob {
-            kind: JobKind::Protect,
-            subject: machine.name.to_string(),
-            subject_id: id.to_string(),
-            body,
-            steps: crate::protect::steps(),
-            created_by: caller.shown(),
-        },
-    )
-    .await?;
+    let job = insert_job(&mut act, new).await?;
     act.commit().await?;
     app.jobs_wake.notify_one();
     Ok((StatusCode::ACCEPTED, Json(job)))

@@ -228,6 +228,14 @@ fn protection() -> Vec<Act> {
         .takes::<f::ChangeGroup>()
         .gives_nothing("It is changed")
         .gives::<f::Approval>(202, "It shortens retention: a second person must approve it"),
+        Act::post(
+            "/groups/{id}/targets",
+            OPERATE,
+            "Give a protected group other target servers; those that it is to leave stay until every new one has a point",
+            declare::change_targets,
+        )
+        .takes::<f::ChangeTargets>()
+        .gives::<f::JobInfo>(202, "The job"),
         Act::delete(
             "/groups/{id}",
             ADMINISTER,

@@ -4,7 +4,8 @@ use axum::extract::Path;
 use axum::http::Method;
 use axum::response::Response;
 use control::fleet::{
-    ChangeGroup, GroupInfo, JobInfo, PointList, PointNow, PolicyInfo, Role, RpoStage, ServerInfo, Unprotect,
+    ChangeGroup, ChangeTargets, GroupInfo, JobInfo, PointList, PointNow, PolicyInfo, Role, RpoStage,
+    ServerInfo, Unprotect,
 };
 use maud::{Markup, html};
 use serde_json::json;
@@ -232,6 +233,7 @@ async fn acts(
     let process: Vec<ServerInfo> = visit.door.all("/process-servers").await?;
     let process: Vec<(String, String)> =
         process.iter().map(|server| (server.id.to_string(), server.name.to_string())).collect();
+    let targets: Vec<ServerInfo> = visit.door.all("/target-servers").await?;
     let path = format!("/groups/{}", group.id);
     let name = group.name.as_str();
     Ok(html! {
@@ -256,6 +258,20 @@ async fn acts(
                         label { "Label" input name="label" maxlength="128" autocomplete="off"; }
                         button { "Take a point" }
                         (layout::command(&format!("seawall group point {} --consistency application --watch", words::shell(name))))
+                    }
+                    form.act.fields method="post" action=(format!("{path}/targets")) {
+                        h3 { "Target servers" }
+                        (layout::csrf(visit))
+                        p { "A new one is compared with the disks before it has a point; those that are left stay until it has." }
+                        fieldset {
+                            legend { "It goes to" }
+                            @for server in &targets {
+                                label.check { input type="checkbox" name="target_server" value=(server.id) checked[group.target_servers.contains(&server.id)]; (server.name) }
+                            }
+                        }
+                        label.check { input type="checkbox" name="despite_warnings" value="yes"; "Go on although checks warn" }
+                        button { "Change" }
+                        (layout::command(&targets_line(group, &targets)))
                     }
                     form.act method="post" action=(format!("{path}/resync")) {
                         h3 { "Resync" }
@@ -294,6 +310,22 @@ fn change_line(group: &GroupInfo, process: &[(String, String)]) -> String {
         server.map_or_else(String::new, |(_, name)| format!(" --process-server {}", words::shell(name)));
     let policy = words::shell(group.policy_name.as_str());
     format!("seawall group change {} --policy {policy}{server}", words::shell(group.name.as_str()))
+}
+
+/// The command that gives a group the target servers that it has.
+fn targets_line(group: &GroupInfo, targets: &[ServerInfo]) -> String {
+    let has = targets.iter().filter(|server| group.target_servers.contains(&server.id));
+    let named: String =
+        has.map(|server| format!(" --target-server {}", words::shell(server.name.as_str()))).collect();
+    format!("seawall group targets {}{named} --watch", words::shell(group.name.as_str()))
+}
+
+pub(super) async fn change_targets(visit: Visit, Path(id): Path<String>, form: Form) -> Answer<Response> {
+    let named = form.all("target_server");
+    let named: Result<_, _> = named.into_iter().map(|id| id.parse()).collect();
+    let target_servers = named.map_err(|error| crate::fault::invalid(format!("target_server: {error}")))?;
+    let asked = ChangeTargets { target_servers, despite_warnings: form.ticked("despite_warnings") };
+    job(&visit, &id, "targets", &form, &asked).await
 }
 
 pub(super) async fn take_point(visit: Visit, Path(id): Path<String>, form: Form) -> Answer<Response> {

@@ -81,6 +81,7 @@ pub(crate) fn router(app: &Shared, api: Router) -> Router {
         .route("/groups/{id}", get(group::page))
         .route("/groups/{id}/point", post(group::take_point))
         .route("/groups/{id}/resync", post(group::resync))
+        .route("/groups/{id}/targets", post(group::change_targets))
         .route("/groups/{id}/failover", post(failover::start))
         .route("/groups/{id}/failover/{step}", post(failover::step))
         .route("/groups/{id}/change", post(group::change))

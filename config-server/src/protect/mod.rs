@@ -12,7 +12,7 @@ use control::fleet::{EventKind, JobKind, PartRole, ResourceId, StepInfo, StepSta
 use sqlx::Row;
 
 pub use self::failover::SILENT_WAIT_MAX;
-pub(crate) use self::plan::{Plan, plan};
+pub(crate) use self::plan::{Plan, plan, retarget};
 pub use self::preflight::{CLOCK_SKEW_REFUSED_MS, CLOCK_SKEW_WARNED_MS};
 use crate::api::guard::parse;
 use crate::app::App;
@@ -36,6 +36,21 @@ pub(crate) fn steps() -> Vec<StepInfo> {
         step("declare", "The protection is declared"),
         step("taken-up", "Every part has taken it up"),
         step("first-point", "The first recovery point"),
+    ]
+}
+
+pub(crate) fn target_steps() -> Vec<StepInfo> {
+    vec![
+        step("agent", "The agent reports"),
+        step("servers", "Process and target servers report and can be reached"),
+        step("clock", "The machine's clock is right"),
+        step("history", "The machine's disks are what is to be kept"),
+        step("space", "The new targets have space"),
+        step("key", "The agent seals the group's key for the targets"),
+        step("declare", "The targets are declared"),
+        step("taken-up", "Every part has taken it up"),
+        step("first-point", "A recovery point at every target"),
+        step("leave", "What is not wanted any more is left"),
     ]
 }
 
@@ -81,7 +96,10 @@ async fn advance_protect(app: &App, act: &mut Act, held: &mut Held) -> Answer<()
         if !preflight::check(app, act, held, &plan, &machine).await? {
             return Ok(());
         }
-        declare(app, act, held, &plan, &machine_id).await?;
+        match plan.protected {
+            true => declare_targets(act, held, &plan).await?,
+            false => declare(app, act, held, &plan, &machine_id).await?,
+        }
         return Ok(());
     }
     if held.step("taken-up").state != StepState::Passed {
@@ -97,7 +115,13 @@ async fn advance_protect(app: &App, act: &mut Act, held: &mut Held) -> Answer<()
         }
     }
     let group = view::group(&app.store, &plan.group).await?;
+    let without = without_point(app, &plan).await?;
     match &group.newest_point {
+        Some(_) if !without.is_empty() => {
+            held.job.message = format!("Waiting for a recovery point at {}.", without.join(", "));
+            let message = format!("{} It was never compared with the disks.", held.job.message);
+            held.set("first-point", StepState::Running, message, "");
+        }
         Some(point) => {
             held.set(
                 "first-point",
@@ -105,6 +129,9 @@ async fn advance_protect(app: &App, act: &mut Act, held: &mut Held) -> Answer<()
                 format!("Epoch {} is a recovery point.", point.epoch),
                 "",
             );
+            if plan.protected {
+                leave(act, held, &plan).await?;
+            }
             held.done(format!("{} is protected.", group.name));
         }
         None => {
@@ -161,6 +188,13 @@ async fn declare(app: &App, act: &mut Act, held: &mut Held, plan: &Plan, machine
             .execute(&mut **act)
             .await?;
     }
+    goes_to(act, held, plan, &sealed).await?;
+    let message = format!("{} is to be protected", held.job.subject);
+    declared(act, held, plan, message).await
+}
+
+/// The targets' keys, as the agent has sealed them.
+async fn goes_to(act: &mut Act, held: &mut Held, plan: &Plan, sealed: &serde_json::Value) -> Answer<()> {
     for target in &plan.target_servers {
         let Some(key) = sealed["keys"][target.as_str()].as_str() else {
             held.set(
@@ -173,20 +207,91 @@ async fn declare(app: &App, act: &mut Act, held: &mut Held, plan: &Plan, machine
             // What this act has written is not kept.
             return Err(internal("give the group's key to every target", "no sealed key"));
         };
-        sqlx::query("INSERT INTO group_targets (group_id, target_id, sealed_key) VALUES ($1, $2, $3)")
-            .bind(&group)
+        sqlx::query(
+            "INSERT INTO group_targets (group_id, target_id, sealed_key) VALUES ($1, $2, $3)
+             ON CONFLICT (group_id, target_id) DO UPDATE SET sealed_key = excluded.sealed_key",
+        )
+        .bind(plan.group.to_string())
+        .bind(target.as_str())
+        .bind(key)
+        .execute(&mut **act)
+        .await?;
+    }
+    Ok(())
+}
+
+/// More targets for a group that is protected; those that it is to leave stay for now.
+async fn declare_targets(act: &mut Act, held: &mut Held, plan: &Plan) -> Answer<()> {
+    let state: Option<String> = sqlx::query_scalar("SELECT state FROM protection_groups WHERE id = $1")
+        .bind(plan.group.to_string())
+        .fetch_optional(&mut **act)
+        .await?;
+    if state.as_deref() != Some("protected") {
+        held.fail("The group is not protected any more; nothing was changed.");
+        return Ok(());
+    }
+    let sealed = task_of(act, &held.job, "seal-key").await?;
+    let sealed = sealed.map(|asked| asked.result).unwrap_or_default();
+    goes_to(act, held, plan, &sealed).await?;
+    let message = format!("{} goes to other target servers", held.job.subject);
+    declared(act, held, plan, message).await
+}
+
+/// The end of a change of targets: what has no more use keeps nothing back and gets nothing.
+async fn leave(act: &mut Act, held: &mut Held, plan: &Plan) -> Answer<()> {
+    for target in &plan.leaving {
+        sqlx::query("DELETE FROM group_targets WHERE group_id = $1 AND target_id = $2")
+            .bind(plan.group.to_string())
             .bind(target.as_str())
-            .bind(key)
             .execute(&mut **act)
             .await?;
     }
+    let message = match plan.leaving.len() {
+        0 => "Nothing is left.".to_owned(),
+        count => {
+            count_declared(act, plan, format!("{} has left {count} target servers", held.job.subject))
+                .await?;
+            format!("{count} left; what they hold stays there as files until a person deletes it.")
+        }
+    };
+    held.set("leave", StepState::Passed, message, "");
+    Ok(())
+}
+
+async fn count_declared(act: &mut Act, plan: &Plan, message: String) -> Answer<()> {
     count(act, Counter::Declared).await?;
-    let message = format!("{} is to be protected", held.job.subject);
-    say(act, Said::new(EventKind::Declared, format!("groups/{group}"), message)).await?;
+    say(act, Said::new(EventKind::Declared, format!("groups/{}", plan.group), message)).await
+}
+
+async fn declared(act: &mut Act, held: &mut Held, plan: &Plan, message: String) -> Answer<()> {
+    count_declared(act, plan, message).await?;
     held.set("declare", StepState::Passed, "", "");
     held.job.percent = 40;
     held.job.message = "Declared; the parts take it up.".to_owned();
     Ok(())
+}
+
+/// Targets of a group that have no recovery point of it yet, as people call them.
+async fn without_point(app: &App, plan: &Plan) -> Answer<Vec<String>> {
+    let mut without = Vec::new();
+    for target in &plan.target_servers {
+        let row = sqlx::query("SELECT name, seen FROM parts WHERE id = $1")
+            .bind(target.as_str())
+            .fetch_one(&app.store.read)
+            .await?;
+        let heard = (target.to_string(), UnixMillis(row.try_get("seen")?));
+        let reports = app.store.reports.of(&app.store.read, std::iter::once(heard)).await?;
+        let has = match reports.get(target.as_str()).map(|report| &**report) {
+            Some(Report::TargetServer(served)) => {
+                served.group(&plan.group).is_some_and(|group| group.newest_point.is_some())
+            }
+            _ => false,
+        };
+        if !has {
+            without.push(row.try_get("name")?);
+        }
+    }
+    Ok(without)
 }
 
 /// Parts that do not act on it yet, as people call them.

@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use block::GroupId;
-use control::fleet::{MachineInfo, PartRole, Protect, ProtectedVolume, ResourceId, ServerInfo, UnixMillis};
+use control::fleet::{
+    ChangeTargets, GroupInfo, MachineInfo, PartRole, Protect, ProtectedVolume, ResourceId, ServerInfo,
+    UnixMillis,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::api::guard::parse;
@@ -21,6 +24,12 @@ pub(crate) struct Plan {
     pub(super) process_server: ResourceId,
     pub(super) target_servers: Vec<ResourceId>,
     pub(super) despite_warnings: bool,
+    /// The group is protected, and only where it goes changes.
+    #[serde(default)]
+    pub(super) protected: bool,
+    /// Targets that it is to leave when all others have a point.
+    #[serde(default)]
+    pub(super) leaving: Vec<ResourceId>,
 }
 
 /// Chooses what was left to choose.
@@ -49,8 +58,78 @@ pub(crate) async fn plan(app: &App, machine: &MachineInfo, asked: Protect) -> An
             free.map(|server| server.id).ok_or_else(|| no_server("process server"))?
         }
     };
+    let mut target_servers = named(app, &asked.target_servers).await?;
+    let kept = targets_before(app, &machine.group).await?;
+    if target_servers.is_empty() {
+        target_servers.clone_from(&kept);
+    }
+    if target_servers.is_empty() {
+        let reporting = reporting(app, PartRole::TargetServer).await?;
+        let free = |server: &ServerInfo| server.capacity.map_or(0, |capacity| capacity.bytes_free);
+        let roomy = reporting.into_iter().max_by_key(free);
+        target_servers.push(roomy.map(|server| server.id).ok_or_else(|| no_server("target server"))?);
+    }
+    let volumes = volumes(&asked)?;
+    let despite_warnings = asked.despite_warnings;
+    let (protected, leaving) = (false, Vec::new());
+    if !kept.is_empty() && !target_servers.iter().any(|target| kept.contains(target)) {
+        let before = view::group(&app.store, &machine.group).await?;
+        if before.process_server != process_server {
+            // Nobody would be left who knows where its epochs go on.
+            return Err(conflict(
+                format!(
+                    "{} was protected before; neither its process server nor any of its target servers is named",
+                    machine.name
+                ),
+                "Protect it through the process server or to a target server that it had, and change the other one afterwards.",
+            ));
+        }
+    }
+    let group = machine.group;
+    Ok(Plan { group, volumes, policy, process_server, target_servers, despite_warnings, protected, leaving })
+}
+
+/// Other targets for a group that is protected. Those that it has and is to leave stay until every new one has a point.
+pub(crate) async fn retarget(app: &App, group: &GroupInfo, asked: ChangeTargets) -> Answer<Plan> {
+    if !group.protected {
+        return Err(conflict(
+            format!("The group {} is not protected", group.name),
+            "Name the target servers when you protect it.",
+        ));
+    }
+    let target_servers = named(app, &asked.target_servers).await?;
+    if target_servers.is_empty() {
+        return Err(invalid("target_servers is empty; a group has at least one"));
+    }
+    let kept = targets_before(app, &group.id).await?;
+    let leaving: Vec<ResourceId> =
+        kept.iter().filter(|target| !target_servers.contains(target)).cloned().collect();
+    if leaving.is_empty() && target_servers.iter().all(|target| kept.contains(target)) {
+        return Err(conflict(
+            format!("{} goes to these target servers already", group.name),
+            "Nothing need be done.",
+        ));
+    }
+    let volume = |volume: &control::fleet::VolumeInfo| ProtectedVolume {
+        name: volume.name.clone(),
+        device: volume.device.clone(),
+    };
+    Ok(Plan {
+        group: group.id,
+        volumes: group.volumes.iter().map(volume).collect(),
+        policy: group.policy.clone(),
+        process_server: group.process_server.clone(),
+        target_servers,
+        despite_warnings: asked.despite_warnings,
+        protected: true,
+        leaving,
+    })
+}
+
+/// Target servers that a person has named.
+async fn named(app: &App, asked: &[ResourceId]) -> Answer<Vec<ResourceId>> {
     let mut target_servers = Vec::new();
-    for target in &asked.target_servers {
+    for target in asked {
         let target = view::server(&app.store, PartRole::TargetServer, target).await?.id;
         if target_servers.contains(&target) {
             return Err(invalid(format!("The target server {target} is named twice")));
@@ -60,38 +139,10 @@ pub(crate) async fn plan(app: &App, machine: &MachineInfo, asked: Protect) -> An
     if target_servers.len() > 8 {
         return Err(invalid("More than 8 target servers are named"));
     }
-    if target_servers.is_empty() {
-        target_servers = targets_before(app, &machine.group).await?;
-    }
-    if target_servers.is_empty() {
-        let reporting = reporting(app, PartRole::TargetServer).await?;
-        let free = |server: &ServerInfo| server.capacity.map_or(0, |capacity| capacity.bytes_free);
-        let roomy = reporting.into_iter().max_by_key(free);
-        target_servers.push(roomy.map(|server| server.id).ok_or_else(|| no_server("target server"))?);
-    }
-    let kept = targets_before(app, &machine.group).await?;
-    if let Some(other) = target_servers.iter().find(|target| !kept.is_empty() && !kept.contains(*target)) {
-        return Err(conflict(
-            format!(
-                "The target server {other} holds nothing of {}, whose history began at another one",
-                machine.name
-            ),
-            "Protect it to the target server that it had. To begin anew at another one, enrol the machine under another name; what is \
-             at the first one stays.",
-        ));
-    }
-    Ok(Plan {
-        group: machine.group,
-        volumes: volumes(&asked)?,
-        policy,
-        process_server,
-        target_servers,
-        despite_warnings: asked.despite_warnings,
-    })
+    Ok(target_servers)
 }
 
-/// The targets that a group had when it was protected before. Its epochs go on where they are; a target that lacks the ones
-/// before could take none of them.
+/// The targets that a group has, or had when it was protected before.
 async fn targets_before(app: &App, group: &GroupId) -> Answer<Vec<ResourceId>> {
     let rows = sqlx::query_scalar("SELECT target_id FROM group_targets WHERE group_id = $1")
         .bind(group.to_string())

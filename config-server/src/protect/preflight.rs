@@ -77,6 +77,30 @@ pub(super) async fn check(
         held.fail("A check failed; nothing was changed.");
         return Ok(false);
     }
+    if plan.protected {
+        let group = view::group(&app.store, &plan.group).await?;
+        let new = targets.iter().filter(|target| !group.target_servers.contains(&target.id));
+        judge_space(held, group.volumes.iter().map(|volume| volume.bytes).sum(), new);
+    } else if !disks(app, act, held, plan, machine, &process, &targets).await? {
+        return Ok(false);
+    }
+    if failed(held) {
+        held.fail("A check failed; nothing was changed.");
+        return Ok(false);
+    }
+    sealed(act, held, plan, machine, &targets).await
+}
+
+/// What the agent finds of the disks and the way to the process server. Whether it has said it.
+async fn disks(
+    app: &App,
+    act: &mut Act,
+    held: &mut Held,
+    plan: &Plan,
+    machine: &MachineInfo,
+    process: &ServerInfo,
+    targets: &[ServerInfo],
+) -> Answer<bool> {
     let Some(checked) = asked(act, held, machine, "check-disks", || TaskKind::CheckDisks {
         devices: plan.volumes.iter().map(|volume| volume.device.clone()).collect(),
         process_server: process.address.clone(),
@@ -99,11 +123,19 @@ pub(super) async fn check(
         let policy = view::policy(&app.store, &plan.policy).await?;
         judge_link(held, &checked, policy.policy.bandwidth_bytes_s);
     }
-    judge_space(held, &checked, &targets);
-    if failed(held) {
-        held.fail("A check failed; nothing was changed.");
-        return Ok(false);
-    }
+    let disks = checked.result["disks"].as_array().cloned().unwrap_or_default();
+    judge_space(held, disks.iter().filter_map(|disk| disk["bytes"].as_u64()).sum(), targets);
+    Ok(true)
+}
+
+/// Whether the agent has sealed the group's key for all targets.
+async fn sealed(
+    act: &mut Act,
+    held: &mut Held,
+    plan: &Plan,
+    machine: &MachineInfo,
+    targets: &[ServerInfo],
+) -> Answer<bool> {
     if !plan.despite_warnings && held.job.steps.iter().any(|step| step.state == StepState::Warned) {
         held.fail("A check warns; nothing was changed. Mend it, or ask again with --despite-warnings (in the API, despite_warnings).");
         return Ok(false);
@@ -238,9 +270,12 @@ fn judge_link(held: &mut Held, checked: &Asked, limit: Option<u64>) {
     }
 }
 
-fn judge_space(held: &mut Held, checked: &Asked, targets: &[ServerInfo]) {
-    let disks = checked.result["disks"].as_array().cloned().unwrap_or_default();
-    let needed: u64 = disks.iter().filter_map(|disk| disk["bytes"].as_u64()).sum();
+fn judge_space<'a>(held: &mut Held, needed: u64, targets: impl IntoIterator<Item = &'a ServerInfo>) {
+    let targets: Vec<&ServerInfo> = targets.into_iter().collect();
+    if targets.is_empty() {
+        held.set("space", StepState::Passed, "No target is new.", "");
+        return;
+    }
     let least = targets.iter().filter_map(|target| Some((target.capacity?.bytes_free, &target.name))).min();
     let Some((free, name)) = least else {
         let message = "No target has said how much space it has.";

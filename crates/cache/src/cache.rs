@@ -313,6 +313,10 @@ impl Cache {
     /// # Errors
     /// When the targets' history of this generation is another one: nothing may be sent to this target.
     pub fn follow(&self, group: GroupId, holds: Position, history: HistoryId) -> Result<(), ReadError> {
+        if holds.epoch == Epoch::NONE {
+            // It has none yet.
+            return Ok(());
+        }
         let mut state = self.shared.state.lock();
         configure(&mut state, group, &self.shared.targets);
         let Some(found) = state.groups.get_mut(&group) else { return Ok(()) };
@@ -327,6 +331,34 @@ impl Cache {
         state.cursors_dirty = true;
         drop(state);
         Ok(write_cursors(&self.shared)?)
+    }
+
+    /// Which history of a generation the targets have; [`HistoryId::SOURCE`] when none has told of another.
+    pub fn history(&self, group: GroupId, generation: Generation) -> HistoryId {
+        let state = self.shared.state.lock();
+        let known = state.groups.get(&group).and_then(|group| group.history);
+        known.filter(|(of, _)| *of == generation).map_or(HistoryId::SOURCE, |(_, history)| history)
+    }
+
+    /// A target that holds nothing, and can no longer be given what it lacks, begins after what is held now: it is sent what follows, and
+    /// its source must compare everything with it. The position, which from here on counts as applied there, durably.
+    ///
+    /// # Errors
+    /// When the group has no such target, or the cursor file cannot be written.
+    pub fn join(&self, group: GroupId, target: &str) -> Result<Position, ReadError> {
+        let mut state = self.shared.state.lock();
+        let unknown = || ReadError::UnknownTarget { group, target: target.to_owned() };
+        let found = state.groups.get_mut(&group).ok_or_else(unknown)?;
+        let held = found.held();
+        let joins = found.targets.get_mut(target).filter(|target| target.configured).ok_or_else(unknown)?;
+        joins.applied = Some(held);
+        state.cursors_dirty = true;
+        state.free_applied(group);
+        drop(state);
+        self.shared.keep.notify_all();
+        // Before anything is sent to it, as in `contact`.
+        write_cursors(&self.shared)?;
+        Ok(held)
     }
 
     /// Whether nothing was ever held of a group, so that [`Cache::adopt`] is of use.

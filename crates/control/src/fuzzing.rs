@@ -108,6 +108,7 @@ pub fn api(data: &[u8]) {
     json::<Protect>(data);
     json::<Unprotect>(data);
     json::<ChangeGroup>(data);
+    json::<ChangeTargets>(data);
     json::<PointNow>(data);
     json::<ApprovalAnswer>(data);
     json::<Settings>(data);

@@ -23,6 +23,8 @@ pub enum ResyncReason {
     Scrub,
     /// Somebody asked for it.
     Command,
+    /// A target began in the middle of the history, and was never compared.
+    NewTarget,
 }
 
 impl fmt::Display for ResyncReason {
@@ -35,6 +37,7 @@ impl fmt::Display for ResyncReason {
             ResyncReason::Gap => "gap",
             ResyncReason::Scrub => "scrub",
             ResyncReason::Command => "command",
+            ResyncReason::NewTarget => "new-target",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use block::{ByteCount, PointNote, SECTOR_BYTES};
+use block::{ByteCount, Consistency, PointNote, SECTOR_BYTES};
 use changeset::{Stamp, VolumeInfo};
 
 pub(crate) struct Delta<'a> {
@@ -67,6 +67,12 @@ impl<'a> Delta<'a> {
             _ => self.changes.push((volume, vec![change])),
         }
         Ok(())
+    }
+
+    /// The same changes, after which the disks are in no state that could be recovered.
+    pub(crate) fn without_point(&self) -> Delta<'a> {
+        let stamp = Stamp { consistency: Consistency::None, ..self.stamp };
+        Delta { stamp, note: PointNote::default(), volumes: self.volumes, changes: self.changes.clone() }
     }
 
     pub(crate) fn written(&self) -> ByteCount {

@@ -179,7 +179,8 @@ impl GroupReplica {
     /// When the applied epoch was cut; `None` before the first.
     pub fn applied_cut_time(&self) -> Option<UnixNanos> {
         let shared = self.core.shared.read();
-        (shared.applied > Epoch::NONE).then_some(shared.cut_time)
+        // One that began in the middle of a history knows no time until it has applied something.
+        (shared.applied > Epoch::NONE && shared.cut_time > UnixNanos(0)).then_some(shared.cut_time)
     }
 
     /// The failure that poisoned it, if any.
@@ -273,7 +274,17 @@ impl GroupReplica {
     }
 
     fn apply_locked(&self, writer: &mut Writer, delta: &Delta<'_>) -> Result<Applied, ReplicaError> {
-        let plan = self.plan(writer, delta)?;
+        let mut plan = self.plan(writer, delta)?;
+        let muted;
+        let delta = if writer.state.unproven && !self.all_compared(&plan.state.volumes) {
+            // What the source calls a point is none of a replica that lacks what came before.
+            muted = delta.without_point();
+            plan.state.consistency = muted.stamp.consistency;
+            &muted
+        } else {
+            plan.state.unproven = false;
+            delta
+        };
         self.roll_back_unfinished(writer)?;
         if writer.state.generation.is_none() && !delta.changes.is_empty() {
             // Before an image is touched: what is in it belongs to this history from now on.
@@ -306,10 +317,16 @@ impl GroupReplica {
         }
         fault_point("after-image");
         let floor = self.floor_after(&writer.state, delta);
+        let proven = writer.state.unproven && !plan.state.unproven;
         let state = State { floor, ..plan.state };
         writer.state_file.write(&state, &self.core.dir)?;
         fault_point("after-state");
         self.publish(writer, state, delta, plan.images);
+        if proven {
+            self.core.compared.lock().clear();
+        } else if writer.state.unproven {
+            self.overwritten(delta);
+        }
         self.core.uncatalogued.fetch_add(usize::from(bytes.is_some()), Ordering::Relaxed);
         Ok(Applied {
             epoch: delta.stamp.epoch,
@@ -523,6 +540,7 @@ impl GroupReplica {
             shared.history = state.history;
             shared.applied = state.applied;
             shared.cut_time = state.cut_time;
+            shared.unproven = state.unproven;
             shared.floor = state.floor;
             for (info, image) in delta.volumes.iter().zip(images) {
                 shared.images.entry(info.id).or_insert(image);

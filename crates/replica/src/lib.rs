@@ -31,6 +31,7 @@ mod group;
 mod image;
 mod layer;
 mod limits;
+mod middle;
 mod pace;
 mod pins;
 mod points;

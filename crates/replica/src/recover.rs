@@ -134,6 +134,7 @@ pub(crate) fn open(
         generation: state.generation,
         history: state.history,
         failover: state.failover,
+        unproven: state.unproven,
         applied: state.applied,
         cut_time: state.cut_time,
         floor: state.floor,

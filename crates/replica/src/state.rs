@@ -14,8 +14,8 @@ use crate::{ReplicaError, layer};
 
 pub(crate) const FILE_NAME: &str = "state";
 const MAGIC: [u8; 8] = *b"SEAWREPL";
-/// 1: the first. 2: a failover that is pending. 3: which history of its generation it is.
-const VERSION: u32 = 3;
+/// 1: the first. 2: a failover that is pending. 3: which history of its generation it is. 4: that it began in the middle of one.
+const VERSION: u32 = 4;
 /// Of versions 1 and 2.
 const HEAD_BYTES_1: usize = 80;
 const HEAD_BYTES_2: usize = 104;
@@ -47,6 +47,9 @@ pub(crate) struct State {
     pub(crate) consistency: Consistency,
     /// Neither committed nor cancelled.
     pub(crate) failover: Option<Failover>,
+    /// It began in the middle of a history, and its source has not compared everything with it since: what the images hold is no
+    /// state of the disks, and no epoch is a point.
+    pub(crate) unproven: bool,
     /// Every volume that has an image, in the order they first came.
     pub(crate) volumes: Vec<VolumeState>,
 }
@@ -69,6 +72,7 @@ impl State {
             cut_time: UnixNanos(0),
             consistency: Consistency::None,
             failover: None,
+            unproven: false,
             volumes: Vec::new(),
         }
     }
@@ -91,6 +95,9 @@ impl State {
             return Err(format!(
                 "a failover to point {point}, from generation {from} that ended at {ended}, is none of this history"
             ));
+        }
+        if self.unproven && self.floor > Epoch::NONE {
+            return Err(format!("point {} is offered of a replica that nobody has compared yet", self.floor));
         }
         if self.failover.is_none() && self.history_before != HistoryId::SOURCE {
             return Err("a history before a failover is named, and there is no failover".to_owned());
@@ -124,6 +131,7 @@ impl State {
         put(&mut bytes, 56, &self.cut_time.0.to_le_bytes());
         bytes[64] = self.consistency as u8;
         bytes[65] = u8::from(self.generation.is_some());
+        bytes[67] = u8::from(self.unproven);
         if let Some(Failover { point, from, ended }) = self.failover {
             bytes[66] = 1;
             put(&mut bytes, 80, &point.0.to_le_bytes());
@@ -158,7 +166,7 @@ impl State {
         let head = match version {
             1 => HEAD_BYTES_1,
             2 => HEAD_BYTES_2,
-            VERSION => HEAD_BYTES,
+            3..=VERSION => HEAD_BYTES,
             _ => {
                 return Err(format!(
                     "state version {version} is not known; this program reads versions 1 to {VERSION}"
@@ -192,6 +200,11 @@ impl State {
             }),
             byte => return Err(format!("failover flag {byte} means nothing")),
         };
+        let unproven = match bytes[67] {
+            0 => false,
+            1 if version > 3 => true,
+            byte => return Err(format!("flag {byte} of a beginning in the middle means nothing")),
+        };
         let history = |at| HistoryId(if version > 2 { get_u64(bytes, at) } else { 0 });
         let mut volumes = Vec::with_capacity(count);
         for _ in 0..count {
@@ -223,6 +236,7 @@ impl State {
             cut_time: UnixNanos(get_u64(bytes, 56)),
             consistency,
             failover,
+            unproven,
             volumes,
         };
         state.check()?;
@@ -289,6 +303,7 @@ mod tests {
             cut_time: UnixNanos(0x0102_0304_0506_0708),
             consistency: Consistency::Filesystem,
             failover: None,
+            unproven: false,
             volumes: vec![VolumeState {
                 info: VolumeInfo {
                     id: VolumeId([0x22; 16]),
@@ -310,11 +325,21 @@ mod tests {
         assert_eq!(State::decode(&golden(2, &failed_over(), GOLDEN_CRC_2)).unwrap(), state);
         let mut more = failed_over();
         more.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 8, 5, 0, 0, 0, 0, 0, 0, 6]);
-        let bytes = golden(3, &more, GOLDEN_CRC);
+        let older = State::decode(&golden(3, &more, GOLDEN_CRC_3)).unwrap();
+        let bytes = golden(4, &more, GOLDEN_CRC);
         let (history, before) = (HistoryId(0x0800_0000_0000_0007), HistoryId(0x0600_0000_0000_0005));
         let state = State { history, history_before: before, ..state };
+        assert_eq!(older, state);
         assert_eq!(state.encode(), bytes);
         assert_eq!(State::decode(&bytes).unwrap(), state);
+        let begun = State {
+            unproven: true,
+            floor: Epoch::NONE,
+            failover: None,
+            history_before: HistoryId::SOURCE,
+            ..state
+        };
+        assert_eq!((begun.encode()[67], State::decode(&begun.encode()).unwrap()), (1, begun));
     }
 
     fn failed_over() -> Vec<u8> {
@@ -344,7 +369,8 @@ mod tests {
 
     const GOLDEN_CRC_1: [u8; 4] = [0x8a, 0x0c, 0xb5, 0x74];
     const GOLDEN_CRC_2: [u8; 4] = [231, 58, 78, 163];
-    const GOLDEN_CRC: [u8; 4] = [231, 115, 242, 2];
+    const GOLDEN_CRC_3: [u8; 4] = [231, 115, 242, 2];
+    const GOLDEN_CRC: [u8; 4] = [0, 0, 0, 0];
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_refused() {
@@ -376,6 +402,8 @@ mod tests {
         assert!(with(64, 4).contains("consistency 4"));
         assert!(with(65, 0).contains("without a generation"));
         assert!(with(66, 2).contains("failover flag 2"));
+        assert!(with(67, 1).contains("nobody has compared"));
+        assert!(with(67, 2).contains("flag 2 of a beginning"));
         assert!(with(112, 2).contains("there is no failover"));
         assert!(with(66, 1).contains("is none of this history"));
         assert!(with(12, 2).contains("cut short"));

@@ -70,17 +70,31 @@ impl Sender {
         group: GroupId,
         generation: Generation,
     ) -> Result<(Sender, Receipts), WireError> {
-        Sender::open_with(connection, group, generation, Timing::default()).await
+        Sender::open_of(connection, group, generation, HistoryId::SOURCE).await
+    }
+
+    /// As [`Sender::open`], by one who knows which history of the generation it has: a receiver that begins in its middle takes it on.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_of(
+        connection: Connection,
+        group: GroupId,
+        generation: Generation,
+        history: HistoryId,
+    ) -> Result<(Sender, Receipts), WireError> {
+        Sender::open_with(connection, group, generation, history, Timing::default()).await
     }
 
     pub(crate) async fn open_with(
         connection: Connection,
         group: GroupId,
         generation: Generation,
+        history: HistoryId,
         timing: Timing,
     ) -> Result<(Sender, Receipts), WireError> {
         let (_, mut link) = connection.start(timing);
-        link.send(Outgoing::message(FrameKind::Open, 0, &Open { group, generation })).await?;
+        link.send(Outgoing::message(FrameKind::Open, history.0, &Open { group, generation })).await?;
         let frame = match timeout(ACCEPT_TIME_MAX, link.next()).await {
             Ok(frame) => frame?,
             Err(_) => {
@@ -286,6 +300,7 @@ pub struct Receiver {
     peer: Identity,
     group: GroupId,
     generation: Generation,
+    history: HistoryId,
     link: Link,
     current: Option<Current>,
 }
@@ -309,8 +324,8 @@ pub enum Incoming {
 }
 
 impl Receiver {
-    pub(crate) fn new(peer: Identity, open: Open, link: Link) -> Receiver {
-        Receiver { peer, group: open.group, generation: open.generation, link, current: None }
+    pub(crate) fn new(peer: Identity, open: Open, history: HistoryId, link: Link) -> Receiver {
+        Receiver { peer, group: open.group, generation: open.generation, history, link, current: None }
     }
 
     /// Whose changesets. For an agent, its certificate names this group.
@@ -321,6 +336,11 @@ impl Receiver {
     /// The history that the changesets belong to.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Which history of it, as far as the sender knows.
+    pub fn history(&self) -> HistoryId {
+        self.history
     }
 
     /// Who sends.
@@ -473,7 +493,7 @@ mod tests {
         let link = Link::start(near, "peer".into(), Timing::default());
         let open = Open { group: GroupId([1; 16]), generation: Generation(1) };
         let peer = Identity::new(Role::Agent, "agent", Some(open.group)).unwrap();
-        let mut receiver = Receiver::new(peer, open, link);
+        let mut receiver = Receiver::new(peer, open, HistoryId::SOURCE, link);
         receiver.accept(Held::default(), ByteCount(100));
         for frame in frames {
             far.write_all(&frame.header).await.unwrap();

@@ -22,7 +22,7 @@ pub enum FrameKind {
     Refuse = 2,
     /// More bytes may be sent; the argument says how many.
     Grant = 3,
-    /// Opens a delivery.
+    /// Opens a delivery; the argument is which history of the generation it is, 0 when the sender does not know.
     Open = 16,
     /// Accepts a delivery.
     Accept = 17,
@@ -212,6 +212,10 @@ pub struct Condition {
     pub has_point: bool,
     /// Bytes of its images that a scrub found damaged.
     pub damaged: ByteCount,
+    /// It began in the middle of a history: so many bytes of its disks the source has not compared with it yet. It has no point
+    /// before the source has. The frame's argument.
+    #[serde(skip)]
+    pub unproven: ByteCount,
 }
 
 /// Payload of [`FrameKind::Accept`].

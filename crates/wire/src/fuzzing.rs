@@ -73,7 +73,11 @@ pub fn frames_seeds() -> Vec<Vec<u8>> {
     let answer = [
         Outgoing::message(FrameKind::Accept, 0, &accept),
         Outgoing::message(FrameKind::Hold, 0, &held),
-        Outgoing::message(FrameKind::Condition, 0, &Condition { has_point: true, damaged: ByteCount(4096) }),
+        Outgoing::message(
+            FrameKind::Condition,
+            8192,
+            &Condition { has_point: true, damaged: ByteCount(4096), unproven: ByteCount(8192) },
+        ),
         Outgoing::message(FrameKind::Refuse, 0, &refuse),
     ];
     let compare = [plain(FrameKind::Compare, &[3; 40]), plain(FrameKind::Compare, &[0; 8])];

@@ -327,6 +327,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
             },
             FrameKind::Condition => match frame.message::<Condition>() {
                 Ok(condition) => {
+                    let condition = Condition { unproven: ByteCount(frame.argument), ..condition };
                     shared.condition.send_replace(Some(condition));
                     continue;
                 }
@@ -386,7 +387,7 @@ async fn write_frames<W: AsyncWrite + Unpin>(
             batch.push(Outgoing::message(FrameKind::Hold, 0, &held));
         }
         if let Some(condition) = urgent.condition {
-            batch.push(Outgoing::message(FrameKind::Condition, 0, &condition));
+            batch.push(Outgoing::message(FrameKind::Condition, condition.unproven.0, &condition));
         }
         batch.extend(next);
         if let Some(refuse) = urgent.refuse {

@@ -79,7 +79,7 @@ impl Opening {
                 if let Some(message) = group_fault(&peer, purpose.verb(), open.group) {
                     return Err(link.shared.refuse(RefusalCode::WrongGroup, false, &message));
                 }
-                Ok(Opening::Deliver(Receiver::new(peer, open, link)))
+                Ok(Opening::Deliver(Receiver::new(peer, open, block::HistoryId(frame.argument), link)))
             }
             (Purpose::Operate, FrameKind::Request)
                 if frame.payload.len() as u64 <= REQUEST_BYTES_MAX.get() =>

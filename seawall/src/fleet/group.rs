@@ -5,7 +5,7 @@ use std::time::Duration;
 use block::{ByteCount, Label};
 use clap::{Args, Subcommand};
 use control::fleet::{
-    ChangeGroup, GroupInfo, JobInfo, PointList, PointNow, SampleInfo, ServerInfo, UnixMillis,
+    ChangeGroup, ChangeTargets, GroupInfo, JobInfo, PointList, PointNow, SampleInfo, ServerInfo, UnixMillis,
 };
 use hyper::Method;
 use serde::Serialize;
@@ -108,6 +108,27 @@ Exit status 7 when that would shorten retention and a second person must approve
         #[command(flatten)]
         common: Common,
     },
+    /// Give it other target servers
+    #[command(after_help = "Examples:
+  Keep it at two sites:
+    seawall group targets web --target-server dr --target-server dr2 --watch
+  Move it from dr to dr2:
+    seawall group targets web --target-server dr2 --watch
+
+A new one is compared with the disks before it has a point. While that is done no target has new points; those from before stay.
+Target servers that are not named are left when every new one has a point; their files stay until a person deletes them there.")]
+    Targets {
+        #[command(flatten)]
+        which: Which,
+        /// Target server that is to keep it, by name; may be given several times, and names all of them
+        #[arg(long = "target-server", value_name = "NAME", required = true)]
+        target_servers: Vec<String>,
+        /// Go on although checks warn
+        #[arg(long)]
+        despite_warnings: bool,
+        #[command(flatten)]
+        followed: Followed,
+    },
     /// Let the fleet forget a group that is not protected any more
     #[command(after_help = "Example:
   seawall group remove web --yes
@@ -161,9 +182,9 @@ impl GroupOptions {
             GroupCommand::List(watched)
             | GroupCommand::Show { watched, .. }
             | GroupCommand::Points { watched, .. } => watched.common.json,
-            GroupCommand::Point { followed, .. } | GroupCommand::Resync { followed, .. } => {
-                followed.common.json
-            }
+            GroupCommand::Point { followed, .. }
+            | GroupCommand::Resync { followed, .. }
+            | GroupCommand::Targets { followed, .. } => followed.common.json,
             GroupCommand::Failover(options) => options.json(),
             GroupCommand::Samples { common, .. }
             | GroupCommand::Change { common, .. }
@@ -234,6 +255,16 @@ pub(crate) async fn run(options: &GroupOptions) -> anyhow::Result<Exit> {
             }
             let acted = fleet.act(Method::PATCH, &format!("/groups/{}", group.id), &asked).await?;
             acted.say(common, &format!("{} is changed.", group.name))
+        }
+        GroupCommand::Targets { which, target_servers, despite_warnings, followed } => {
+            let fleet = Fleet::open(followed.place())?;
+            let servers: Vec<ServerInfo> = fleet.all("/target-servers").await?;
+            let mut asked = ChangeTargets { target_servers: Vec::new(), despite_warnings: *despite_warnings };
+            for named in target_servers {
+                let servers = servers.iter().map(|server| (server.name.as_str(), &server.id));
+                asked.target_servers.push(id_of("target server", named, servers)?);
+            }
+            begin(which, "targets", &json!(asked), followed).await
         }
         GroupCommand::Remove { which, certain, common } => {
             let fleet = Fleet::open(&common.place)?;

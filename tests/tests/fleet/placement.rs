@@ -1,6 +1,6 @@
 //! Several target servers: a group that two keep, and one that moves from one to another.
 
-use control::fleet::ResourceId;
+use control::fleet::{ChangeTargets, ResourceId};
 
 use super::*;
 
@@ -54,9 +54,10 @@ impl Fleet {
     }
 }
 
-/// Two targets keep a group from its beginning. One that comes later would lack what came before: that is refused, and said.
+/// A group is kept by two targets from its beginning, and by one that comes later: that gets everything, and what it is to leave stays
+/// until it has a point.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_targets_keep_a_group_and_a_later_one_is_refused() {
+async fn targets_come_and_go() {
     let fleet = Fleet::new().await;
     let (second, second_id) = fleet.another_target("dr2").await;
     let first_id = fleet.target_named("dr").await;
@@ -67,33 +68,45 @@ async fn two_targets_keep_a_group_and_a_later_one_is_refused() {
         fleet.arrives_at(name, &both, &group).await;
     }
 
+    // One more, while it is protected. What was written long before it came is there.
     let one = fleet.machine("db").await;
     let group = fleet.protect_at(&one, vec![first_id.clone()]).await;
+    one.write(51);
+    fleet.arrives_at("dr", &one, &group).await;
     let client = fleet.client().await;
+    let to = |targets: &[&ResourceId]| ChangeTargets {
+        target_servers: targets.iter().map(|target| (*target).clone()).collect(),
+        despite_warnings: true,
+    };
+    let path = format!("/groups/{}/targets", group.id);
+    let job: JobInfo = client.post(&path, &to(&[&first_id, &second_id])).await.unwrap();
+    let job = ended(&client, &job).await;
+    assert_eq!(job.state, JobState::Done, "{job:#?}");
+    for name in ["dr", "dr2"] {
+        fleet.arrives_at(name, &one, &group).await;
+    }
+    let same: Result<JobInfo, EnrolError> = client.post(&path, &to(&[&second_id, &first_id])).await;
+    assert!(same.unwrap_err().to_string().contains("already"), "it goes there");
+    // From one to the other.
+    let job: JobInfo = client.post(&path, &to(&[&second_id])).await.unwrap();
+    assert_eq!(ended(&client, &job).await.state, JobState::Done);
+    let group: GroupInfo = client.get(&format!("/groups/{}", group.id)).await.unwrap();
+    assert_eq!(group.target_servers, [second_id.clone()]);
+    assert!(group.newest_point.is_some(), "it had one before it was left alone");
+    one.write(52);
+    fleet.arrives_at("dr2", &one, &group).await;
+
+    // A protection that has ended goes on where it is wanted, too.
     let job: JobInfo = client
         .post(&format!("/groups/{}/unprotect", group.id), &Unprotect { confirm: "db".into() })
         .await
         .unwrap();
     assert_eq!(ended(&client, &job).await.state, JobState::Done);
-    let asked = Protect {
-        volumes: vec![VolumeChoice {
-            device: one.disk.display().to_string(),
-            name: Some("data".parse().unwrap()),
-        }],
-        policy: None,
-        process_server: None,
-        target_servers: vec![second_id],
-        despite_warnings: true,
-    };
-    let refused: Result<JobInfo, EnrolError> =
-        client.post(&format!("/machines/{}/protect", one.info.id), &asked).await;
-    let refused = refused.unwrap_err().to_string();
-    assert!(refused.contains("holds nothing of db"), "{refused}");
     // Nobody names one: it is the one that it had, whatever has more room by now.
     let group = fleet.protect_at(&one, Vec::new()).await;
-    assert_eq!(group.target_servers, [first_id]);
-    one.write(51);
-    fleet.arrives_at("dr", &one, &group).await;
+    assert_eq!(group.target_servers, [second_id]);
+    one.write(53);
+    fleet.arrives_at("dr2", &one, &group).await;
     second.shutdown().await;
     fleet.end(vec![both, one]).await;
 }

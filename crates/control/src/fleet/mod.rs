@@ -73,7 +73,7 @@ pub use policy::{
 };
 pub use problem::{Problem, ProblemCode};
 pub use resource::{
-    ChangeGroup, Confirm, EventInfo, EventKind, GroupInfo, MachineInfo, Overview, Page, PointList, PointNow,
-    Protect, RpoStage, SampleInfo, ServerInfo, Unprotect, VolumeChoice, VolumeInfo,
+    ChangeGroup, ChangeTargets, Confirm, EventInfo, EventKind, GroupInfo, MachineInfo, Overview, Page,
+    PointList, PointNow, Protect, RpoStage, SampleInfo, ServerInfo, Unprotect, VolumeChoice, VolumeInfo,
 };
 pub use value::{NAME_BYTES_MAX, Name, NameError, ResourceId, UnixMillis};

@@ -282,6 +282,18 @@ pub struct ChangeGroup {
     pub process_server: Option<ResourceId>,
 }
 
+/// The targets that a protected group is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeTargets {
+    /// All of them: those that it has and that are not named are left when every new one has a recovery point.
+    #[schema(min_items = 1, max_items = 8)]
+    pub target_servers: Vec<ResourceId>,
+    /// Go on although checks warn.
+    #[serde(default)]
+    pub despite_warnings: bool,
+}
+
 /// Ends a protection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
