@@ -6,6 +6,7 @@ mod crash;
 mod failover;
 mod faults;
 mod golden;
+mod middle;
 mod model;
 mod promoted;
 mod random;
