@@ -24,7 +24,7 @@ pub const TOOLS_MOUNT: &str = "/tools";
 /// Kernel parameter with the address where the host waits for the guest.
 pub const CONTROL_PARAMETER: &str = "seawall.control=";
 /// Where the guest's root has its lanes.
-const ROOT_LANES: &str = "/var/lanes";
+pub const ROOT_LANES: &str = "/var/lanes";
 
 /// What the host asks of the guest: one line of JSON each, answered by one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,8 +21,9 @@ const BOOT_SECONDS: &str = "400";
 /// Files that are there before a point is taken.
 const FILES_MIN: u64 = 20;
 
-/// Writes files, and a line into the manifest when a file is durable, until told to stop.
-fn work(dir: &Path, stop: &AtomicBool, lines: &AtomicU64) -> anyhow::Result<()> {
+/// Writes files, and a line into the manifest when a file is durable, until there are enough; then the same file over and over, since
+/// the disk is small and machines may be slow. Until told to stop.
+fn work(dir: &Path, stop: &AtomicBool, enough: &AtomicBool, lines: &AtomicU64) -> anyhow::Result<()> {
     let mut manifest = fs::OpenOptions::new().create(true).append(true).open(dir.join("manifest"))?;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for number in 0_u64.. {
@@ -34,15 +35,17 @@ fn work(dir: &Path, stop: &AtomicBool, lines: &AtomicU64) -> anyhow::Result<()> 
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(number | 1);
             bytes.extend_from_slice(&state.to_le_bytes());
         }
-        let name = format!("file{number}");
-        let mut file = fs::File::create(dir.join(&name))?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        let sum = Command::new("sha256sum").arg(&name).current_dir(dir).output()?;
-        ensure!(sum.status.success(), "sha256sum: {sum:?}");
-        manifest.write_all(&sum.stdout)?;
-        manifest.sync_all()?;
-        lines.store(number + 1, SeqCst);
+        if !enough.load(SeqCst) {
+            let name = format!("file{number}");
+            let mut file = fs::File::create(dir.join(&name))?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            let sum = Command::new("sha256sum").arg(&name).current_dir(dir).output()?;
+            ensure!(sum.status.success(), "sha256sum: {sum:?}");
+            manifest.write_all(&sum.stdout)?;
+            manifest.sync_all()?;
+            lines.store(number + 1, SeqCst);
+        }
         // Something that no line speaks of, and that is never the same.
         fs::write(dir.join("churn"), &bytes)?;
         std::thread::sleep(Duration::from_millis(30));
@@ -202,10 +205,11 @@ fn kernel_points_of_a_working_machine_boot() -> anyhow::Result<()> {
     set_state(&place, "older")?;
 
     // It works from before the first point on until the last machine has ended.
-    let (stop, lines) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, enough) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let lines = Arc::new(AtomicU64::new(0));
     let worker = {
-        let (place, stop, lines) = (place.clone(), stop.clone(), lines.clone());
-        std::thread::spawn(move || work(&place, &stop, &lines))
+        let (place, stop, enough, lines) = (place.clone(), stop.clone(), enough.clone(), lines.clone());
+        std::thread::spawn(move || work(&place, &stop, &enough, &lines))
     };
     let outcome = (|| {
         system.start_all()?;
@@ -223,6 +227,7 @@ fn kernel_points_of_a_working_machine_boot() -> anyhow::Result<()> {
         set_state(&place, "newest")?;
         let newest_lines = written(FILES_MIN);
         let newest = system.wait_for_now()?;
+        enough.store(true, SeqCst);
         let volume = disk.device().file_name().context("a name")?.to_string_lossy().into_owned();
 
         let said = boot(&system, &volume, older, "bios")?;

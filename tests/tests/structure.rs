@@ -92,3 +92,51 @@ fn the_committed_object_is_what_its_source_gives() -> anyhow::Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
+
+/// Examples in documents are run where there are any. To look for them elsewhere takes minutes and finds nothing, so libraries without
+/// one say `doctest = false`; this sees one that gets its first.
+#[test]
+fn examples_in_documents_are_run() -> anyhow::Result<()> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(checkout())
+        .output()?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let (mut run, mut wrong) = (0, Vec::new());
+    for package in metadata["packages"].as_array().context("packages")? {
+        let targets = package["targets"].as_array().context("targets")?;
+        let Some(library) = targets.iter().find(|target| target["kind"][0] == "lib") else { continue };
+        let root = Path::new(library["src_path"].as_str().context("a path")?);
+        let has = has_examples(root.parent().context("a library is in a directory")?)?;
+        let looked_for = library["doctest"] == true;
+        run += usize::from(has && looked_for);
+        if has != looked_for {
+            wrong.push(format!("{}: examples {has}, doctest = {looked_for}", package["name"]));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    ensure!(run > 0, "there are some");
+    Ok(())
+}
+
+fn has_examples(dir: &Path) -> anyhow::Result<bool> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let found = match path.is_dir() {
+            true => has_examples(&path)?,
+            false => {
+                let text = std::fs::read_to_string(&path)?;
+                let marks = text
+                    .lines()
+                    .map(str::trim)
+                    .filter_map(|line| line.strip_prefix("/// ```").or_else(|| line.strip_prefix("//! ```")));
+                // Every second one ends a block.
+                marks.step_by(2).any(|kind| kind != "text")
+            }
+        };
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -16,8 +16,8 @@ use clap::Parser;
 use scratch::lanes::{Lane, check};
 use scratch::{FileSystem, Mount, run};
 use seawall_tests::guest::{
-    Answer, CONTROL_PARAMETER, DATA_DISK, DATA_MOUNT, NULL_DISK, Order, ROOT_DISK, SPARE_DISKS, TOOLS_LABEL,
-    lanes,
+    Answer, CONTROL_PARAMETER, DATA_DISK, DATA_MOUNT, NULL_DISK, Order, ROOT_DISK, ROOT_LANES, SPARE_DISKS,
+    TOOLS_LABEL, lanes,
 };
 use seawall_tests::system::{Part, System, program};
 use serde_json::Value;
@@ -65,6 +65,22 @@ struct Options {
     /// QEMU's processor model.
     #[arg(long, default_value = "max,la57=off")]
     cpu: String,
+    /// Leave the root disk alone: its first copy is most of a whole run's time, and is the same with every kernel.
+    #[arg(long)]
+    without_root: bool,
+}
+
+impl Options {
+    /// The disks that are protected.
+    fn volumes(&self) -> &'static [&'static str] {
+        const ALL: [&str; 3] = [ROOT_DISK, DATA_DISK, NULL_DISK];
+        if self.without_root { &ALL[1..] } else { &ALL }
+    }
+
+    /// The lanes that are on protected disks.
+    fn lanes(&self) -> Vec<Lane> {
+        lanes().into_iter().filter(|lane| !self.without_root || !lane.path.starts_with(ROOT_LANES)).collect()
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -102,8 +118,8 @@ impl Progress {
 
 fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
     let disks = Disks::make(options)?;
-    let mut system =
-        System::init(&[Path::new(ROOT_DISK), Path::new(DATA_DISK), Path::new(NULL_DISK)], EPOCH_MS)?;
+    let volumes: Vec<&Path> = options.volumes().iter().map(Path::new).collect();
+    let mut system = System::init(&volumes, EPOCH_MS)?;
     // An error instead of a lower mode.
     system.edit(Part::Agent, |text| text.replace("source = \"auto\"", "source = \"ebpf\""))?;
     system.edit(Part::Agent, |text| text.replace("127.0.0.1", HOST_SEEN_BY_GUEST))?;
@@ -132,8 +148,8 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
     guest.ask(&Order::StartAgent)?;
     guest.ask(&Order::StartWriters)?;
     progress.say("the agent and the writers run");
-    let volumes = under_load(&mut guest, &system, progress)?;
-    progress.say(&format!("{POINTS_UNDER_LOAD} points under load; {volumes}"));
+    let captured = under_load(options, &mut guest, &system, progress)?;
+    progress.say(&format!("{POINTS_UNDER_LOAD} points under load; {captured}"));
 
     let quiet = guest.ask(&Order::Quiesce)?;
     let time = quiet["time"].as_u64().context("the time of the freeze")?;
@@ -149,7 +165,7 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
             program["name"], program["runs"], program["skipped"]
         ));
     }
-    let newest = disk_goes_and_returns(&mut guest, &system, progress)?;
+    let newest = disk_goes_and_returns(options, &mut guest, &system, progress)?;
     guest.ask(&Order::StopAgent)?;
     drop(guest);
     machine.end()?;
@@ -159,9 +175,9 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
     let mut points = system.points();
     points.retain(|point| *point <= newest);
     ensure!(points.last() == Some(&newest), "point {newest} is not among {points:?}");
-    compare(&system, newest, &disks, null_hash.as_str().context("the hash of the disk in memory")?)?;
-    progress.say("the newest point is what the three disks hold, byte for byte");
-    check_points(&system, &points, &counts, progress)
+    compare(options, &system, newest, &disks, null_hash.as_str().context("the hash of the disk in memory")?)?;
+    progress.say("the newest point is what the disks hold, byte for byte");
+    check_points(options, &system, &points, &counts, progress)
 }
 
 /// A logical volume on an array means the disks below both.
@@ -183,12 +199,18 @@ const DISK_AWAY: Duration = Duration::from_secs(3);
 
 /// The data disk is taken away: that is said, the others are followed on, and nothing is offered as a point. It comes back
 /// under another name: the agent knows it, and goes on by itself.
-fn disk_goes_and_returns(guest: &mut Guest, system: &System, progress: &Progress) -> anyhow::Result<u64> {
+fn disk_goes_and_returns(
+    options: &Options,
+    guest: &mut Guest,
+    system: &System,
+    progress: &Progress,
+) -> anyhow::Result<u64> {
     guest.ask(&Order::RemoveDataDisk)?;
     let group = status_when(system, "the loss is said", |group| mode_of(group, DATA_DISK) == "lost")?;
     let agent = &group["stages"][0];
     ensure!(agent["state"] == "source-failed", "{group}");
-    ensure!(mode_of(&group, ROOT_DISK) == "data" && mode_of(&group, NULL_DISK) == "data", "{group}");
+    let mut others = options.volumes().iter().filter(|device| **device != DATA_DISK);
+    ensure!(others.all(|device| mode_of(&group, device) == "data"), "{group}");
     let before = system.points();
     progress.say(&format!("data disk removed: {}", agent["last_error"]));
     std::thread::sleep(DISK_AWAY);
@@ -197,20 +219,21 @@ fn disk_goes_and_returns(guest: &mut Guest, system: &System, progress: &Progress
     let (device, time) = (&back["device"], back["time"].as_u64().context("a time")?);
     let newest = newest_after(system, time)?;
     let status = system.operator("status", &[])?;
-    let volumes = &status["groups"][0]["volumes"];
-    ensure!(
-        volumes[1]["device"] == *device && mode_of(&status["groups"][0], DATA_DISK) == "data",
-        "{status}"
-    );
+    let volume = volume_of(&status["groups"][0], DATA_DISK);
+    ensure!(volume["device"] == *device && volume["mode"] == "data", "{status}");
     progress.say(&format!("it is back as {device}; point {newest} has it"));
     Ok(newest)
 }
 
-/// The mode of the volume that was protected as this device.
-fn mode_of<'a>(group: &'a Value, device: &str) -> &'a str {
+/// The volume that was protected as this device.
+fn volume_of<'a>(group: &'a Value, device: &str) -> &'a Value {
     let volumes = group["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let volume = volumes.iter().find(|volume| volume["name"] == name(device));
-    volume.and_then(|volume| volume["mode"].as_str()).unwrap_or("none")
+    volumes.iter().find(|volume| volume["name"] == name(device)).unwrap_or(&Value::Null)
+}
+
+/// That volume's mode.
+fn mode_of<'a>(group: &'a Value, device: &str) -> &'a str {
+    volume_of(group, device)["mode"].as_str().unwrap_or("none")
 }
 
 fn status_when(system: &System, what: &str, holds: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
@@ -227,7 +250,13 @@ fn status_when(system: &System, what: &str, holds: impl Fn(&Value) -> bool) -> a
 }
 
 /// Waits for points while everything writes. Each volume must be followed with its data.
-fn under_load(guest: &mut Guest, system: &System, progress: &Progress) -> anyhow::Result<String> {
+fn under_load(
+    options: &Options,
+    guest: &mut Guest,
+    system: &System,
+    progress: &Progress,
+) -> anyhow::Result<String> {
+    let count = options.volumes().len();
     let limit = Instant::now() + POINTS_LIMIT;
     let mut said = 0;
     loop {
@@ -244,10 +273,10 @@ fn under_load(guest: &mut Guest, system: &System, progress: &Progress) -> anyhow
             ));
         }
         let volumes = group["volumes"].as_array().cloned().unwrap_or_default();
-        if points.len() >= POINTS_UNDER_LOAD && written >= 1000 && volumes.len() == 3 {
+        if points.len() >= POINTS_UNDER_LOAD && written >= 1000 && volumes.len() == count {
             ensure!(volumes.iter().all(|volume| volume["mode"] == "data"), "not in data mode: {volumes:?}");
             let captured = group["capture"]["written_bytes_total"].as_u64().unwrap_or_default();
-            return Ok(format!("all three volumes in data mode, {} MiB captured", captured >> 20));
+            return Ok(format!("all {count} volumes in data mode, {} MiB captured", captured >> 20));
         }
         ensure!(Instant::now() < limit, "{} points after {POINTS_LIMIT:?}; status {status}", points.len());
         std::thread::sleep(Duration::from_millis(500));
@@ -272,9 +301,16 @@ fn name(device: &str) -> &str {
     device.rsplit('/').next().unwrap_or(device)
 }
 
-fn compare(system: &System, point: u64, disks: &Disks, null_hash: &str) -> anyhow::Result<()> {
+fn compare(
+    options: &Options,
+    system: &System,
+    point: u64,
+    disks: &Disks,
+    null_hash: &str,
+) -> anyhow::Result<()> {
     let restored = system.dir().join("newest.img");
-    for (device, image) in [(ROOT_DISK, &disks.root), (DATA_DISK, &disks.data)] {
+    let files = [(ROOT_DISK, &disks.root), (DATA_DISK, &disks.data)];
+    for (device, image) in files.into_iter().filter(|(device, _)| options.volumes().contains(device)) {
         system.restore(name(device), point, &restored)?;
         run("cmp", &[text(image)?, text(&restored)?])
             .with_context(|| format!("the newest point against {device}"))?;
@@ -292,43 +328,59 @@ fn compare(system: &System, point: u64, disks: &Disks, null_hash: &str) -> anyho
 }
 
 /// Some points, oldest first: journal replayed, records before the oracle, file systems before their checker.
-fn check_points(system: &System, points: &[u64], counts: &[u64], progress: &Progress) -> anyhow::Result<()> {
+fn check_points(
+    options: &Options,
+    system: &System,
+    points: &[u64],
+    counts: &[u64],
+    progress: &Progress,
+) -> anyhow::Result<()> {
     let step = points.len().div_ceil(POINTS_CHECKED).max(1);
     let mut some: Vec<u64> = points.iter().rev().step_by(step).copied().collect();
     some.reverse();
     let mut last = Vec::new();
     for point in some {
-        last = check_point(system, point).with_context(|| format!("point {point} of {points:?}"))?;
+        last = check_point(options, system, point).with_context(|| format!("point {point} of {points:?}"))?;
         progress.say(&format!(
             "point {point}: {} records, none without those before it; fsck clean",
             last.iter().sum::<u64>()
         ));
     }
-    ensure!(last == counts, "the newest point has {last:?}, written were {counts:?}");
+    ensure!(
+        options.lanes().iter().all(|lane| last[lane.index] == counts[lane.index]),
+        "the newest point has {last:?}, written were {counts:?}"
+    );
     Ok(())
 }
 
-fn check_point(system: &System, point: u64) -> anyhow::Result<Vec<u64>> {
+fn check_point(options: &Options, system: &System, point: u64) -> anyhow::Result<Vec<u64>> {
     let dir = system.dir();
-    let [root, data, null] = ["root.img", "data.img", "null.img"].map(|name| dir.join(name));
-    for (device, image) in [(ROOT_DISK, &root), (DATA_DISK, &data), (NULL_DISK, &null)] {
-        system.restore(name(device), point, image)?;
+    let image = |device: &str| dir.join(format!("{}.img", name(device)));
+    for device in options.volumes() {
+        system.restore(name(device), point, &image(device))?;
     }
     // Mounting replays the journal.
-    let root_mount = Mount::new(&root, &dir.join("root"), &format!("loop,offset={ROOT_PARTITION_BYTES}"))?;
-    let data_mount = Mount::new(&data, &dir.join("data"), "loop")?;
-    let place = |lane: &Lane| match lane.path.strip_prefix(DATA_MOUNT) {
-        Ok(file) => data_mount.point().join(file),
-        Err(_) if lane.path == Path::new(NULL_DISK) => null.clone(),
-        Err(_) => root_mount.point().join(lane.path.strip_prefix("/").unwrap_or(&lane.path)),
+    let mount = |device: &str, options: &str| Mount::new(&image(device), &dir.join(name(device)), options);
+    let root = (!options.without_root)
+        .then(|| mount(ROOT_DISK, &format!("loop,offset={ROOT_PARTITION_BYTES}")))
+        .transpose()?;
+    let data = mount(DATA_DISK, "loop")?;
+    let place = |lane: &Lane| match (lane.path.strip_prefix(DATA_MOUNT), &root) {
+        (Ok(file), _) => data.point().join(file),
+        (Err(_), Some(root)) if lane.path != Path::new(NULL_DISK) => {
+            root.point().join(lane.path.strip_prefix("/").unwrap_or(&lane.path))
+        }
+        (Err(_), _) => image(NULL_DISK),
     };
-    let last = check(&lanes(), place)?;
-    root_mount.unmount()?;
-    data_mount.unmount()?;
-    // As e2fsck wants to be told where in a file a file system begins.
-    let root = PathBuf::from(format!("{}?offset={ROOT_PARTITION_BYTES}", text(&root)?));
-    FileSystem::Ext4.check(&root).context("fsck of the root file system")?;
-    FileSystem::Ext4.check(&data).context("fsck of the data disk")?;
+    let last = check(&options.lanes(), place)?;
+    data.unmount()?;
+    if let Some(root) = root {
+        root.unmount()?;
+        // As e2fsck wants to be told where in a file a file system begins.
+        let root = PathBuf::from(format!("{}?offset={ROOT_PARTITION_BYTES}", text(&image(ROOT_DISK))?));
+        FileSystem::Ext4.check(&root).context("fsck of the root file system")?;
+    }
+    FileSystem::Ext4.check(&image(DATA_DISK)).context("fsck of the data disk")?;
     Ok(last)
 }
 

@@ -107,7 +107,7 @@ fn every_rule_is_missed() {
         if only.as_ref().is_some_and(|only| *only != format!("{mutation:?}")) {
             continue;
         }
-        let (all, failure) = run(1, most, Some(*mutation));
+        let (all, failure) = run(mutation.first_seed(), most, Some(*mutation));
         match failure {
             Some((seed, error)) => {
                 let line = error.lines().next().unwrap_or_default();

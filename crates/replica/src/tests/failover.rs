@@ -88,6 +88,7 @@ fn a_history_is_named_by_what_began_it() {
     assert!(plain != HistoryId::SOURCE && plain != decided(2, newest, false));
     assert_ne!(plain, decided(3, older, true), "what is written there is there alone");
 
+    let storage = storage.crash(4);
     let (replica, _) = open(&storage, 1000).unwrap();
     fail_over(&replica, older).unwrap();
     replica.promote().unwrap();
