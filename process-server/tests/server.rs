@@ -322,6 +322,54 @@ async fn an_empty_cache_goes_on_after_what_its_targets_hold() {
     assert!(verify(&cache_dir(&world)).unwrap().is_sound());
 }
 
+/// A target that comes when what was before is freed, or has lost its files, is sent what follows. The agent hears that it was never
+/// compared, until it goes away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_has_nothing_begins_in_the_middle() {
+    let world = World::new();
+    let (a, b) = (world.target("a").await, world.target("b").await);
+    let (server, address) = started(world.config(&[(group(1), &[&a])])).await;
+    let mut agent = world.agent(&address, 1, 1).await.unwrap();
+    for epoch in 1..=4 {
+        agent.put(epoch, 1000).await.unwrap();
+    }
+    agent.wait_applied(4).await;
+    until("it is freed", || server.status().groups[0].cached_bytes == ByteCount::ZERO).await;
+    drop(agent);
+    server.shutdown().await.unwrap();
+
+    let unproven = |bytes| wire::Condition { unproven: ByteCount(bytes), ..Default::default() };
+    b.change(|state| state.condition = Some(unproven(4096)));
+    let (server, address) = started(world.config(&[(group(1), &[&a, &b])])).await;
+    let forwarded = |target: usize| server.status().groups[0].targets[target].state == StateCode::Replicating;
+    until("both are forwarded to", || forwarded(0) && forwarded(1)).await;
+    let mut agent = world.agent(&address, 1, 1).await.unwrap();
+    assert_eq!((agent.held.held, agent.sender.rebased()), (Epoch(4), false));
+    let mut told = agent.receipts.condition();
+    agent.put(5, 1000).await.unwrap();
+    agent.wait_applied(5).await;
+    b.assert_got(1, &[(1, 5, 1000)]);
+    told.wait_for(|told| *told == Some(unproven(4096))).await.unwrap();
+
+    // Its files are gone: it begins again.
+    b.change(|state| {
+        state.got.clear();
+        state.refuse = Some(RefusalCode::Busy);
+    });
+    b.cut();
+    told.wait_for(|told| *told == Some(unproven(0))).await.unwrap();
+    agent.put(6, 1000).await.unwrap();
+    agent.wait_cached(6).await;
+    until("the other one frees nothing that it lacks", || a.got(1).len() == 6).await;
+    b.change(|state| state.refuse = None);
+    agent.put(7, 1000).await.unwrap();
+    agent.wait_applied(7).await;
+    assert_eq!(b.got(1).last().map(|got| got.1), Some(7));
+    assert_eq!(a.got(1).len(), 7);
+    drop(agent);
+    server.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_of_a_target_are_named() {
     let world = World::new();

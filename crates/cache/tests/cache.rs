@@ -240,7 +240,19 @@ fn cursors_outlive_the_cache_and_free_segments() {
     }
     assert!(cache.next_after(group(1), at(1, 20)).unwrap().is_none());
     assert_eq!(cache.held(group(1)), at(1, 20));
+    // It begins after what is held, and from there on is one of them; that outlives the cache.
+    assert_eq!(cache.join(group(1), "c").unwrap(), at(1, 20));
+    assert!(matches!(cache.join(group(1), "d"), Err(ReadError::UnknownTarget { .. })));
     Source::open(&cache, group(1), 1).unwrap().put(21, 5);
+    for target in ["a", "b"] {
+        cache.applied(group(1), target, at(1, 21)).unwrap();
+    }
+    cache.close().unwrap();
+    let (cache, _) = open(&storage, options(1 << 30, 64 << 10, &["a", "b", "c"])).unwrap();
+    // It says so again before it was given anything.
+    cache.contact(group(1), "c", at(1, 0)).unwrap();
+    assert_eq!((cache.cursor(group(1), "c"), cache.applied_by_all(group(1))), (Some(at(1, 20)), at(1, 20)));
+    assert_eq!(held_after(&cache, group(1), at(1, 20)).len(), 1);
 }
 
 #[test]
