@@ -25,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what the tests use and is missing (as root, on Debian). `test` does that too.
+    Prepare,
     /// Install what is missing (as root, on Debian), then check format, lints, documents, and run every test.
     Test(test::Options),
     /// In virtual machines with Debian's own kernels, let an agent protect the machine's own disks, and verify the replica.
@@ -45,6 +47,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Task::Prepare => test::install(),
         Task::Test(options) => test::run(&options),
         Task::KernelTest(options) => kernel_test::run(&options),
         Task::Bench(options) => bench::run(&options),
