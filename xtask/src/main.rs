@@ -70,6 +70,12 @@ fn cargo() -> Command {
     command
 }
 
+/// Builds every program, with the features that dependencies have in tests: a build of programs alone has others, and what both use would be
+/// built twice. Naming one test does that.
+fn programs() -> anyhow::Result<()> {
+    step("programs", cargo().args(["build", "--workspace", "--bins", "--test", "structure", "--quiet"]))
+}
+
 /// Runs a step and shows what it is and how long it took; its output goes to the terminal.
 fn step(what: &str, command: &mut Command) -> anyhow::Result<()> {
     eprintln!("\n== {what}");

@@ -3,7 +3,7 @@ use std::process::Command;
 use anyhow::bail;
 use clap::Args;
 
-use crate::{cargo, deny, find, fuzz, step};
+use crate::{cargo, deny, find, fuzz, programs, step};
 
 /// What the tests use, and the Debian package that has it.
 const PROGRAMS: [(&str, &str); 26] = [
@@ -74,7 +74,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         step("documents", cargo().args(documents).env("RUSTDOCFLAGS", "-D warnings"))?;
     }
     // The whole-system tests start the servers as processes.
-    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    programs()?;
     let documented = ["test", "--workspace", "--doc", "--quiet"];
     if !options.tests_only {
         step("examples in documents", cargo().args(documented))?;

@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use crate::test::install_packages;
-use crate::{cargo, root, step};
+use crate::{programs, root, step};
 
 /// What is used, and the Debian package that has it.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         }
         other => other?,
     };
-    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    programs()?;
     eprintln!("[{:5.1} s] image and programs are there", began.elapsed().as_secs_f64());
     let chosen = |release: &str| {
         let asked = options.kernel.as_deref().unwrap_or_default();
