@@ -193,8 +193,8 @@ fn words_of(text: &str) -> Vec<String> {
             end + 1
         } else if first == '#' || rest.starts_with("//") {
             end_of("\n")
-        } else if rest.starts_with("/*") {
-            rest[2..].find("*/").map_or(rest.len(), |at| at + 4)
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.find("*/").map_or(rest.len(), |at| at + 4)
         } else if first.is_whitespace() || "{};".contains(first) {
             if !first.is_whitespace() {
                 words.push(first.to_string());
