@@ -124,6 +124,7 @@ fn has_examples(dir: &Path) -> anyhow::Result<bool> {
         let path = entry?.path();
         let found = match path.is_dir() {
             true => has_examples(&path)?,
+            false if path.extension().is_none_or(|extension| extension != "rs") => false,
             false => {
                 let text = std::fs::read_to_string(&path)?;
                 let marks = text

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::Context;
 use clap::Args;
 
-use crate::{cargo, root, step};
+use crate::{cargo, programs, root, step};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -79,7 +79,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         now.map_or(1, |now| now.as_micros() as u64 % 1_000_000)
     });
     println!("seed {seed}; the same again: cargo xtask faults --seed {seed} {}", options.rows.join(" "));
-    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    programs()?;
     let mut command = cargo();
     command.args(["nextest", "run", "--workspace", "-E", &tests.join(" + ")]);
     step("faults", command.env("SEAWALL_SEED", seed.to_string()))

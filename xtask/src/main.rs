@@ -25,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what the tests use and is missing (as root, on Debian). `test` does that too.
+    Prepare,
     /// Install what is missing (as root, on Debian), then check format, lints, documents, and run every test.
     Test(test::Options),
     /// In virtual machines with Debian's own kernels, let an agent protect the machine's own disks, and verify the replica.
@@ -45,6 +47,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Task::Prepare => test::install(),
         Task::Test(options) => test::run(&options),
         Task::KernelTest(options) => kernel_test::run(&options),
         Task::Bench(options) => bench::run(&options),
@@ -65,6 +68,12 @@ fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// Builds every program, with the features that dependencies have in tests: a build of programs alone has others, and what both use would be
+/// built twice. Naming one test does that.
+fn programs() -> anyhow::Result<()> {
+    step("programs", cargo().args(["build", "--workspace", "--bins", "--test", "structure", "--quiet"]))
 }
 
 /// Runs a step and shows what it is and how long it took; its output goes to the terminal.

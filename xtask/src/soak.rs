@@ -4,7 +4,7 @@ use std::process::Command;
 
 use clap::Args;
 
-use crate::{cargo, root, step, test};
+use crate::{programs, root, step, test};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -18,7 +18,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     test::install()?;
-    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    programs()?;
     // Not `cargo run`: of one package alone the dependencies have other features, and would be built again.
     let mut command = Command::new(root().join("target/debug/soak"));
     command.args(["--minutes", &options.minutes.to_string()]);

@@ -3,7 +3,7 @@ use std::process::Command;
 use anyhow::bail;
 use clap::Args;
 
-use crate::{cargo, deny, find, fuzz, step};
+use crate::{cargo, deny, find, fuzz, programs, step};
 
 /// What the tests use, and the Debian package that has it.
 const PROGRAMS: [(&str, &str); 26] = [
@@ -54,6 +54,9 @@ pub(crate) struct Options {
     /// Only run the tests; leave out format, lints and documents.
     #[arg(long)]
     tests_only: bool,
+    /// Everything but the tests, which are only built.
+    #[arg(long, conflicts_with = "tests_only")]
+    without_tests: bool,
     /// Passed on to the test runner, such as a name.
     #[arg(trailing_var_arg = true)]
     filter: Vec<String>,
@@ -71,7 +74,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         step("documents", cargo().args(documents).env("RUSTDOCFLAGS", "-D warnings"))?;
     }
     // The whole-system tests start the servers as processes.
-    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    programs()?;
     let documented = ["test", "--workspace", "--doc", "--quiet"];
     if !options.tests_only {
         step("examples in documents", cargo().args(documented))?;
@@ -79,7 +82,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if find("cargo-nextest").is_some() {
         // A failed test's message is what one looks for; a hundred frames of the runtime hide it.
         let quiet = [("RUST_BACKTRACE", "0"), ("RUST_LIB_BACKTRACE", "0")];
+        if options.without_tests {
+            return step(
+                "tests are built",
+                cargo().args(["nextest", "run", "--workspace", "--no-run", "--cargo-quiet"]),
+            );
+        }
         step("tests", cargo().args(["nextest", "run", "--workspace"]).args(&options.filter).envs(quiet))
+    } else if options.without_tests {
+        step("tests are built", cargo().args(["test", "--workspace", "--all-targets", "--no-run", "--quiet"]))
     } else {
         // Without nextest's groups, tests that use global kernel state must not run beside each other.
         let all = ["test", "--workspace", "--all-targets", "--", "--test-threads=1"];

@@ -155,14 +155,10 @@ fn read_key(path: &Path) -> Result<TSigner, String> {
 }
 
 fn key_of_text(text: &str) -> Result<TSigner, String> {
-    let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
-    let lines = lines.filter(|line| !line.trim_start().starts_with('#'));
-    let text: String = lines.collect::<Vec<_>>().join(" ");
-    let spaced = text.replace('{', " { ").replace('}', " } ").replace(';', " ; ");
-    let words: Vec<&str> = spaced.split_whitespace().map(|word| word.trim_matches('"')).collect();
+    let words = words_of(text);
     let after = |word: &str| {
-        let place = words.iter().position(|own| *own == word)?;
-        words.get(place + 1).copied()
+        let place = words.iter().position(|own| own == word)?;
+        words.get(place + 1).map(String::as_str)
     };
     let needed = |word: &str| {
         after(word).ok_or_else(|| {
@@ -181,6 +177,37 @@ fn key_of_text(text: &str) -> Result<TSigner, String> {
     let secret =
         BASE64.decode(needed("secret")?.as_bytes()).map_err(|_| "its secret is not base64".to_owned())?;
     TSigner::new(secret, known, owner, FUDGE_S).map_err(|error| error.to_string())
+}
+
+/// The words of named.conf's grammar, without its three kinds of comments. What is quoted is a word whatever is in it: the base64 of one
+/// secret in a hundred has a `//`.
+fn words_of(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let end_of =
+            |mark: &str| rest[first.len_utf8()..].find(mark).map_or(rest.len(), |at| at + first.len_utf8());
+        let next = if first == '"' {
+            let end = end_of("\"");
+            words.push(rest[1..end].to_owned());
+            end + 1
+        } else if first == '#' || rest.starts_with("//") {
+            end_of("\n")
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.find("*/").map_or(rest.len(), |at| at + 4)
+        } else if first.is_whitespace() || "{};".contains(first) {
+            if !first.is_whitespace() {
+                words.push(first.to_string());
+            }
+            first.len_utf8()
+        } else {
+            let end = rest.find(|c: char| c.is_whitespace() || "{};\"".contains(c)).unwrap_or(rest.len());
+            words.push(rest[..end].to_owned());
+            end
+        };
+        rest = rest.get(next..).unwrap_or_default();
+    }
+    words
 }
 
 /// Asks the server; the answer is one that it signed, if the question was.
@@ -313,6 +340,8 @@ mod tests {
             "# made\nkey \"seawall\" {\n\talgorithm hmac-sha512;\n\tsecret \"c2VjcmV0IHNlY3JldA==\";\n};\n";
         let key = key_of_text(text).unwrap();
         assert_eq!((key.signer_name().to_string().as_str(), key.key()), ("seawall.", &b"secret secret"[..]));
+        let commented = "/* secret \"x\"; */ key seawall{algorithm \"hmac-sha256\";// secret \"y\";\nsecret \"//8=\";};# end";
+        assert_eq!(key_of_text(commented).unwrap().key(), [255, 255]);
         for (wrong, named) in [
             (text.replace("hmac-sha512", "hmac-md5"), "hmac-md5"),
             (text.replace("secret \"", "sceret \""), "no `secret`"),

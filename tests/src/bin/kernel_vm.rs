@@ -68,6 +68,9 @@ struct Options {
     /// Leave the root disk alone: its first copy is most of a whole run's time, and is the same with every kernel.
     #[arg(long)]
     without_root: bool,
+    /// Only look whether the kernel takes the programs and sees writes of every disk.
+    #[arg(long)]
+    check_only: bool,
 }
 
 impl Options {
@@ -141,10 +144,19 @@ fn test(options: &Options, progress: &Progress) -> anyhow::Result<()> {
         kernel["release"], kernel["page_table_levels"]
     ));
 
-    for device in guest.ask(&Order::Check)?["devices"].as_array().context("the disks")? {
+    let checked = guest.ask(&Order::Check)?;
+    let devices = checked["devices"].as_array().context("the disks")?;
+    for device in devices {
         progress.say(&format!("check: {} in mode {}: {}", device["device"], device["mode"], device["why"]));
     }
+    ensure!(
+        devices.len() == options.volumes().len() && devices.iter().all(|device| device["mode"] == "data"),
+        "not every disk can be captured with its data: {checked}"
+    );
     check_stack(&guest.ask(&Order::Stack)?, progress)?;
+    if options.check_only {
+        return Ok(());
+    }
     guest.ask(&Order::StartAgent)?;
     guest.ask(&Order::StartWriters)?;
     progress.say("the agent and the writers run");

@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use crate::test::install_packages;
-use crate::{cargo, root, step};
+use crate::{programs, root, step};
 
 /// What is used, and the Debian package that has it.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -31,7 +31,8 @@ pub(crate) struct Options {
     /// QEMU's processor model; `max` has five-level page tables.
     #[arg(long, default_value = "max,la57=off")]
     cpu: String,
-    /// The newest kernel in full, the others without their root disk, whose first copy is most of a whole run's time.
+    /// The newest kernel without its root disk, whose first copy is most of a whole run's time; of the others only whether they take the
+    /// programs and show every disk's writes.
     #[arg(long)]
     short: bool,
     /// When the machine's disk cannot be made, say so and end well: for where Debian's packages cannot be fetched.
@@ -49,7 +50,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         }
         other => other?,
     };
-    step("programs", cargo().args(["build", "--workspace", "--bins", "--quiet"]))?;
+    programs()?;
     eprintln!("[{:5.1} s] image and programs are there", began.elapsed().as_secs_f64());
     let chosen = |release: &str| {
         let asked = options.kernel.as_deref().unwrap_or_default();
@@ -67,8 +68,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         command.arg("--root").arg(&image.root).arg("--kernel").arg(&kernel.image);
         command.arg("--initrd").arg(&kernel.initrd).arg("--work").arg(work.join(&kernel.release));
         command.args(["--cpu", &options.cpu]);
-        if options.short && index + 1 < kernels.len() {
-            command.arg("--without-root");
+        if options.short {
+            command.arg(if index + 1 < kernels.len() { "--check-only" } else { "--without-root" });
         }
         if let Err(error) = step(&format!("Linux {}", kernel.release), &mut command) {
             eprintln!("{error:#}");
