@@ -52,7 +52,7 @@ fn put_within(bytes: &mut [u8], at: usize, value: &[u8]) {
 pub fn state(data: &[u8]) {
     let Some((way, mut bytes)) = split(data) else { return };
     if way & 1 == 1 {
-        sealed(&mut bytes, b"SEAWREPL", [1, 3, 2, 3][usize::from(way >> 1 & 3)]);
+        sealed(&mut bytes, b"SEAWREPL", [1, 3, 2, 4][usize::from(way >> 1 & 3)]);
     }
     if let Ok(state) = State::decode(&bytes) {
         assert_eq!(State::decode(&state.encode()), Ok(state));
@@ -68,7 +68,9 @@ pub fn state_seeds() -> Vec<Vec<u8>> {
     let volume = crate::state::VolumeState { info: info(), place: Place::File };
     state.volumes.push(volume);
     state.failover = Some(crate::Failover { point: Epoch(4), from: Generation(1), ended: Epoch(6) });
-    seeds([empty, state.encode()])
+    let failed_over = state.encode();
+    (state.failover, state.floor, state.unproven) = (None, Epoch::NONE, true);
+    seeds([empty, failed_over, state.encode()])
 }
 
 /// The bytes as they are, and to be mended.
@@ -582,7 +584,7 @@ mod tests {
             (span_seeds(), mend_span, span),
             (pins_seeds(), |bytes| sealed(bytes, b"SEAWPINS", 1), pins),
             (damaged_seeds(), |bytes| sealed(bytes, b"SEAWBADB", 1), damaged),
-            (state_seeds(), |bytes| sealed(bytes, b"SEAWREPL", 3), state),
+            (state_seeds(), |bytes| sealed(bytes, b"SEAWREPL", 4), state),
             (promoted_seeds(), |bytes| sealed(bytes, b"SEAWPROM", 1), promoted),
             (journal_seeds(), mend_journal, journal),
         ] {

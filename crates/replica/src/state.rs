@@ -370,7 +370,7 @@ mod tests {
     const GOLDEN_CRC_1: [u8; 4] = [0x8a, 0x0c, 0xb5, 0x74];
     const GOLDEN_CRC_2: [u8; 4] = [231, 58, 78, 163];
     const GOLDEN_CRC_3: [u8; 4] = [231, 115, 242, 2];
-    const GOLDEN_CRC: [u8; 4] = [0, 0, 0, 0];
+    const GOLDEN_CRC: [u8; 4] = [80, 195, 88, 239];
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_refused() {
