@@ -162,13 +162,14 @@ pub async fn protect_all(client: &Client, machines: usize) -> anyhow::Result<()>
     loop {
         let page: Page<MachineInfo> = client.get(&format!("/machines?limit=1000{after}")).await?;
         for machine in page.items.iter().filter(|machine| !machine.protected) {
-            let disk = |device: &str| VolumeChoice { device: device.into(), name: None };
+            let disk = |device: &str| VolumeChoice::of(device);
             let asked = Protect {
                 volumes: vec![disk("/dev/vda"), disk("/dev/vdb")],
                 policy: None,
                 process_server: None,
                 target_servers: Vec::new(),
                 despite_warnings: false,
+                reverses: None,
             };
             let _: JobInfo = client.post(&format!("/machines/{}/protect", machine.id), &asked).await?;
         }

@@ -34,6 +34,8 @@ pub(crate) struct DeclaredGroup {
     pub(crate) created: UnixMillis,
     /// When a failover was committed, and the machine has not been protected since.
     pub(crate) committed: Option<UnixMillis>,
+    /// The group that protects what runs in its place.
+    pub(crate) reversed_by: Option<GroupId>,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,7 @@ async fn read(from: &mut AnyConnection, only: Option<&GroupId>) -> Answer<Declar
         volumes.entry(row.try_get("group_id")?).or_default().push(volume);
     }
     let sql = format!(
-        "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state, g.created, g.committed, m.name
+        "SELECT g.id, g.machine_id, g.generation, g.policy_id, g.process_id, g.state, g.created, g.committed, g.reversed_by, m.name
          FROM protection_groups g JOIN parts m ON m.id = g.machine_id WHERE g.state <> 'removed'{}",
         of("g.id")
     );
@@ -124,6 +126,10 @@ async fn read(from: &mut AnyConnection, only: Option<&GroupId>) -> Answer<Declar
             targets: targets.remove(&id).unwrap_or_default(),
             volumes: volumes.remove(&id).unwrap_or_default(),
             created: UnixMillis(row.try_get("created")?),
+            reversed_by: match row.try_get::<String, _>("reversed_by")? {
+                none if none.is_empty() => None,
+                id => Some(parse(id)?),
+            },
             committed: Some(UnixMillis(row.try_get("committed")?)).filter(|time| time.0 > 0),
         };
         declared.insert(id, group);

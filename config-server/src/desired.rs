@@ -1,8 +1,10 @@
 //! What each part is to do, out of what is declared. Derived, never stored, so that it cannot disagree.
 
+use std::collections::HashMap;
+
 use control::fleet::{
-    Desired, DesiredAgent, DesiredProcessServer, DesiredTargetServer, ForwardedGroup, KeptGroup, PartRole,
-    Policy, ProtectedVolume, Protection,
+    AdoptedVolume, Desired, DesiredAgent, DesiredProcessServer, DesiredTargetServer, ForwardedGroup,
+    KeptGroup, PartRole, Policy, ProtectedVolume, Protection,
 };
 use sqlx::{AnyConnection, Row};
 
@@ -83,16 +85,30 @@ async fn target_server(from: &mut AnyConnection, part: &str) -> Answer<DesiredTa
          JOIN policies p ON p.id = g.policy_id WHERE t.target_id = $1 AND g.state <> 'removed' ORDER BY g.id",
     )
     .bind(part)
+    .fetch_all(&mut *from)
+    .await?;
+    let adopting = sqlx::query(
+        "SELECT v.group_id, v.name, v.adopt FROM volumes v JOIN group_targets t ON t.group_id = v.group_id
+         WHERE t.target_id = $1 AND v.adopt <> '' ORDER BY v.group_id, v.place",
+    )
+    .bind(part)
     .fetch_all(from)
     .await?;
-    let kept = |row: &sqlx::any::AnyRow| -> Answer<KeptGroup> {
+    let mut adopted: HashMap<String, Vec<AdoptedVolume>> = HashMap::new();
+    for row in &adopting {
+        let volume = AdoptedVolume { name: row.try_get("name")?, device: row.try_get("adopt")? };
+        adopted.entry(row.try_get("group_id")?).or_default().push(volume);
+    }
+    let mut kept = |row: &sqlx::any::AnyRow| -> Answer<KeptGroup> {
         let policy = policy(&row.try_get::<String, _>("policy")?)?;
+        let id: String = row.try_get("id")?;
         Ok(KeptGroup {
-            id: parse(row.try_get("id")?)?,
+            adopt: adopted.remove(&id).unwrap_or_default(),
+            id: parse(id)?,
             sealed_key: row.try_get("sealed_key")?,
             retention: policy.retention_text(),
             space_bytes_max: policy.space_bytes_max,
         })
     };
-    Ok(DesiredTargetServer { groups: rows.iter().map(kept).collect::<Answer<_>>()? })
+    Ok(DesiredTargetServer { groups: rows.iter().map(&mut kept).collect::<Answer<_>>()? })
 }

@@ -33,6 +33,10 @@ pub struct Config {
     /// The config server that says which groups are kept; then the file need name none.
     #[serde(default)]
     pub config_server: Option<ConfigServerSection>,
+    /// Disks of this machine, by their paths, that the config server may have this server adopt for a group that comes home; then they
+    /// are overwritten. Without it none.
+    #[serde(default)]
+    pub adoptable_devices: Vec<PathBuf>,
 }
 
 /// One group.
@@ -236,6 +240,12 @@ impl Config {
         }
         if !(1..=THREADS_MAX).contains(&self.threads) {
             return refuse(format!("threads is {}, expected 1 to {THREADS_MAX}", self.threads));
+        }
+        if let Some(device) = self.adoptable_devices.iter().find(|device| !device.is_absolute()) {
+            return refuse(format!(
+                "adoptable_devices has {}, which is not an absolute path",
+                device.display()
+            ));
         }
         let (mut ids, mut devices) = (HashSet::new(), BTreeSet::new());
         for group in &self.groups {

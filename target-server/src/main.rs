@@ -28,6 +28,7 @@ struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   seawall-target-server enroll --server https://seawall.example --token TOKEN --advertise dr.example:7441 --config /etc/seawall/target-server.toml
+  seawall-target-server enroll --server https://seawall.example --token TOKEN --advertise web.example:7441 --adoptable /dev/vda --config /etc/seawall/target-server.toml
   seawall-target-server check-config --config /etc/seawall/target-server.toml
   seawall-target-server run --config /etc/seawall/target-server.toml
   seawall-target-server run --config target-server.toml --log info,wire=debug --log-format json
@@ -52,6 +53,10 @@ enum Command {
         /// Where others reach this server, HOST:PORT; it listens on this port.
         #[arg(long, value_name = "HOST:PORT")]
         advertise: String,
+        /// Disk of this machine that the config server may have this server adopt, and overwrite, for a group that comes home; may be given
+        /// several times. Only for a new configuration file.
+        #[arg(long = "adoptable", value_name = "DISK")]
+        adoptable: Vec<String>,
         /// The configuration file.
         #[arg(long)]
         config: PathBuf,
@@ -83,12 +88,22 @@ fn main() -> anyhow::Result<ExitCode> {
     let Arguments { command, log, log_format } = Arguments::parse();
     telemetry::init(log_format, &log)?;
     match command {
-        Command::Enroll { server, token, name, advertise, config } => {
+        Command::Enroll { server, token, name, advertise, adoptable, config } => {
             let port = advertise.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
             let port = port.with_context(|| format!("use --advertise {advertise}: expected HOST:PORT"))?;
-            let rest = format!(
+            let mut rest = format!(
                 "listen = \"0.0.0.0:{port}\"\ncredentials = \"state/credentials\"\ndata = \"data\"\n"
             );
+            if !adoptable.is_empty() {
+                anyhow::ensure!(
+                    !config.exists(),
+                    "use --adoptable: {} is there already; write adoptable_devices into it",
+                    config.display()
+                );
+                rest += &format!(
+                    "# Disks that the config server may have overwritten, for a group that comes home.\nadoptable_devices = {adoptable:?}\n"
+                );
+            }
             let role = PartRole::TargetServer;
             let advertise = Some(advertise);
             let asked = FileEnrolment { server, token, role, name, config: config.clone(), rest, advertise };

@@ -265,6 +265,10 @@ pub(super) async fn remove_group(act: &mut store::Act, id: &GroupId) -> Answer<(
         .bind(id.to_string())
         .execute(&mut **act)
         .await?;
+    sqlx::query("UPDATE protection_groups SET reversed_by = '' WHERE reversed_by = $1")
+        .bind(id.to_string())
+        .execute(&mut **act)
+        .await?;
     count(act, Counter::Declared).await?;
     let said =
         Said::new(EventKind::Removed, format!("groups/{id}"), "A group was removed; servers keep its files");

@@ -12,6 +12,7 @@ use crate::api::guard::Caller;
 use crate::app::{App, Shared};
 use crate::fault::Answer;
 use crate::protect::failover::{Wish, begin};
+use crate::protect::home;
 use crate::view;
 
 type Begun = Answer<(StatusCode, Json<JobInfo>)>;
@@ -70,4 +71,19 @@ pub(crate) async fn demote(State(app): State<Shared>, caller: Caller, Id(id): Id
 
 pub(crate) async fn release(State(app): State<Shared>, caller: Caller, Id(id): Id<GroupId>) -> Begun {
     job(&app, &caller, &id, Wish::of(JobKind::Release)).await
+}
+
+/// Brings a group home.
+pub(crate) async fn fail_back(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<Confirm>,
+) -> Begun {
+    sure(&app, &id, &asked.confirm).await?;
+    let mut act = app.store.act().await?;
+    let job = home::begin(&app, &mut act, &id, caller.shown()).await?;
+    act.commit().await?;
+    app.jobs_wake.notify_one();
+    Ok((StatusCode::ACCEPTED, Json(job)))
 }

@@ -324,6 +324,14 @@ fn protection() -> Vec<Act> {
             failover::release,
         )
         .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/failback",
+            OPERATE,
+            "Bring a group home after a failover: what runs in its place is handed over to the original disks, and its machine is protected again",
+            failover::fail_back,
+        )
+        .takes::<f::Confirm>()
+        .gives::<f::JobInfo>(202, "The job"),
     ]
 }
 

@@ -234,6 +234,7 @@ async fn acts(
     let process: Vec<(String, String)> =
         process.iter().map(|server| (server.id.to_string(), server.name.to_string())).collect();
     let targets: Vec<ServerInfo> = visit.door.all("/target-servers").await?;
+    let home = super::home::acts(visit, group, &targets).await?;
     let path = format!("/groups/{}", group.id);
     let name = group.name.as_str();
     Ok(html! {
@@ -241,6 +242,7 @@ async fn acts(
             h2 { "Fail over, and back" }
             p.problem data-changed hidden { "This has changed meanwhile. " a href=(path) { "Show what can be done now" } }
             (failover::acts(visit, group, servers))
+            (home)
         }
         section {
             h2 { "Act" }

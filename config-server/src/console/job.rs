@@ -27,6 +27,7 @@ fn what(job: &JobInfo) -> String {
         JobKind::Promote => "Promote",
         JobKind::Demote => "Demote",
         JobKind::Release => "Release the disks of",
+        JobKind::FailBack => "Bring home",
         JobKind::Plan => "Run the plan",
     };
     format!("{verb} {}", job.subject)

@@ -215,15 +215,12 @@ pub(super) async fn protect_page(visit: Visit, Path(id): Path<String>) -> Shown 
 
 pub(super) async fn protect(visit: Visit, Path(id): Path<String>, form: Form) -> Answer<Response> {
     let asked = Protect {
-        volumes: form
-            .all("disk")
-            .into_iter()
-            .map(|device| VolumeChoice { device: device.to_owned(), name: None })
-            .collect(),
+        volumes: form.all("disk").into_iter().map(VolumeChoice::of).collect(),
         policy: form.optional("policy")?,
         process_server: form.optional("process_server")?,
         target_servers: form.optional("target_server")?.into_iter().collect(),
         despite_warnings: form.ticked("despite_warnings"),
+        reverses: None,
     };
     let path = format!("/machines/{}/protect", in_path(&id)?);
     let job: JobInfo = visit.door.act_for(Method::POST, &path, form.csrf(), &asked).await?;

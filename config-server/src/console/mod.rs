@@ -16,6 +16,7 @@ mod event;
 mod failover;
 mod form;
 mod group;
+mod home;
 mod job;
 mod layout;
 mod login;
@@ -84,6 +85,8 @@ pub(crate) fn router(app: &Shared, api: Router) -> Router {
         .route("/groups/{id}/targets", post(group::change_targets))
         .route("/groups/{id}/failover", post(failover::start))
         .route("/groups/{id}/failover/{step}", post(failover::step))
+        .route("/groups/{id}/reverse", post(home::reverse))
+        .route("/groups/{id}/failback", post(home::fail_back))
         .route("/groups/{id}/change", post(group::change))
         .route("/groups/{id}/unprotect", post(group::unprotect))
         .route("/groups/{id}/remove", post(group::remove))

@@ -26,13 +26,14 @@ use crate::view;
 pub const SILENT_WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// The jobs of this module. One at a time for a group.
-const KINDS: [JobKind; 6] = [
+const KINDS: [JobKind; 7] = [
     JobKind::Failover,
     JobKind::CommitFailover,
     JobKind::CancelFailover,
     JobKind::Promote,
     JobKind::Demote,
     JobKind::Release,
+    JobKind::FailBack,
 ];
 
 /// What somebody wants of a group.
@@ -90,18 +91,7 @@ pub(crate) async fn begin(
         let server = view::server(&app.store, PartRole::TargetServer, &target).await?;
         reports(server.seen, &format!("The target server {}", server.name), "Start it.")?;
     }
-    let kinds: Vec<String> = KINDS.iter().map(|kind| format!("'{}'", kind.as_str())).collect();
-    let under_way: Option<String> = sqlx::query_scalar(&format!(
-        "SELECT kind FROM jobs WHERE subject_id = $1 AND state IN ('waiting', 'running') AND kind IN ({})",
-        kinds.join(", ")
-    ))
-    .bind(id.to_string())
-    .fetch_optional(&mut **act)
-    .await?;
-    if let Some(kind) = under_way {
-        let detail = format!("A job is under way for {}: {kind}", group.name);
-        return Err(conflict(detail, "Wait for it, or cancel it."));
-    }
+    nothing_under_way(act, &group).await?;
     let pending = standing.filter(|standing| standing.failover.is_some());
     let begun = Begun {
         group: *id,
@@ -124,11 +114,28 @@ pub(crate) async fn begin(
     insert_job(act, new).await
 }
 
+/// Refuses while another of these jobs is under way for the group.
+pub(super) async fn nothing_under_way(act: &mut Act, group: &GroupInfo) -> Answer<()> {
+    let kinds: Vec<String> = KINDS.iter().map(|kind| format!("'{}'", kind.as_str())).collect();
+    let under_way: Option<String> = sqlx::query_scalar(&format!(
+        "SELECT kind FROM jobs WHERE subject_id = $1 AND state IN ('waiting', 'running') AND kind IN ({})",
+        kinds.join(", ")
+    ))
+    .bind(group.id.to_string())
+    .fetch_optional(&mut **act)
+    .await?;
+    if let Some(kind) = under_way {
+        let detail = format!("A job is under way for {}: {kind}", group.name);
+        return Err(conflict(detail, "Wait for it, or cancel it."));
+    }
+    Ok(())
+}
+
 fn write(begun: &Begun) -> Answer<String> {
     serde_json::to_string(begun).map_err(|error| internal("keep a job", error))
 }
 
-fn reports(seen: Option<UnixMillis>, who: &str, mend: &str) -> Answer<()> {
+pub(super) fn reports(seen: Option<UnixMillis>, who: &str, mend: &str) -> Answer<()> {
     let since = UnixMillis::now().0 - view::SILENT_AFTER.as_millis() as i64;
     match seen.is_some_and(|seen| seen.0 >= since) {
         true => Ok(()),
@@ -329,20 +336,8 @@ async fn advance_commit(app: &App, act: &mut Act, held: &mut Held, begun: &Begun
         // What is declared counts from the end of this act on; the agent is looked at in the next round.
         return Ok(());
     }
-    let row = sqlx::query("SELECT digest, seen FROM parts WHERE id = $1")
-        .bind(begun.machine.as_str())
-        .fetch_optional(&mut **act)
-        .await?;
-    let (digest, seen) = match &row {
-        Some(row) => (row.try_get::<String, _>("digest")?, row.try_get::<i64, _>("seen")?),
-        None => Default::default(),
-    };
-    let wanted = {
-        let mut from = app.store.read.acquire().await?;
-        crate::desired::desired(&mut from, begun.machine.as_str(), PartRole::Agent).await?.1
-    };
-    let silent = UnixMillis::now().0 - seen > view::SILENT_AFTER.as_millis() as i64;
-    if digest == wanted {
+    let (done, silent) = taken_up(app, act, &begun.machine, PartRole::Agent).await?;
+    if done {
         held.set("taken-up", StepState::Passed, "The agent captures nothing of it any more.", "");
     } else if silent {
         let message =
@@ -355,6 +350,28 @@ async fn advance_commit(app: &App, act: &mut Act, held: &mut Held, begun: &Begun
     }
     held.done(format!("Committed: {}", asked.message));
     Ok(())
+}
+
+/// Whether a part acts on what is declared now, and whether it is silent.
+pub(super) async fn taken_up(
+    app: &App,
+    act: &mut Act,
+    part: &ResourceId,
+    role: PartRole,
+) -> Answer<(bool, bool)> {
+    let row = sqlx::query("SELECT digest, seen FROM parts WHERE id = $1")
+        .bind(part.as_str())
+        .fetch_optional(&mut **act)
+        .await?;
+    let (digest, seen) = match &row {
+        Some(row) => (row.try_get::<String, _>("digest")?, row.try_get::<i64, _>("seen")?),
+        None => Default::default(),
+    };
+    let wanted = {
+        let mut from = app.store.read.acquire().await?;
+        crate::desired::desired(&mut from, part.as_str(), role).await?.1
+    };
+    Ok((digest == wanted, UnixMillis::now().0 - seen > view::SILENT_AFTER.as_millis() as i64))
 }
 
 /// A job of one step.
@@ -373,7 +390,7 @@ async fn last(
 }
 
 /// A step that a part does: asks it, and gives its answer when that has come. `None` while it has not, and when the job has failed.
-async fn by(
+pub(super) async fn by(
     app: &App,
     act: &mut Act,
     held: &mut Held,

@@ -4,6 +4,7 @@
 //! before every check has passed.
 
 pub(crate) mod failover;
+pub(crate) mod home;
 mod link;
 mod plan;
 mod preflight;
@@ -72,6 +73,7 @@ pub(crate) async fn advance(app: &App, held: &mut Held) -> Answer<()> {
         JobKind::Protect => advance_protect(app, &mut act, held).await,
         JobKind::Unprotect => advance_unprotect(app, &mut act, held).await,
         JobKind::Point | JobKind::Resync => advance_task(&mut act, held).await,
+        JobKind::FailBack => home::advance(app, &mut act, held).await,
         JobKind::Plan => crate::plan::advance(app, &mut act, held).await,
         _ => failover::advance(app, &mut act, held).await,
     };
@@ -159,6 +161,26 @@ async fn declare(app: &App, act: &mut Act, held: &mut Held, plan: &Plan, machine
     let sealed = task_of(act, &held.job, "seal-key").await?;
     let sealed = sealed.map(|asked| asked.result).unwrap_or_default();
     let group = plan.group.to_string();
+    if let Some(reverses) = &plan.reverses {
+        let reversed = sqlx::query(
+            "UPDATE protection_groups SET reversed_by = $1 WHERE id = $2 AND state = 'kept' AND reversed_by IN ('', $1)",
+        )
+        .bind(&group)
+        .bind(reverses.to_string())
+        .execute(&mut **act)
+        .await?;
+        if reversed.rows_affected() == 0 {
+            let mend = "Look at the group that is to come home.";
+            held.set(
+                "declare",
+                StepState::Failed,
+                "Its failover is not committed any more, or another one reverses it.",
+                mend,
+            );
+            held.fail("What these disks are to be brought home for has changed; nothing was changed.");
+            return Ok(());
+        }
+    }
     sqlx::query(
         "INSERT INTO protection_groups (id, machine_id, generation, state, policy_id, process_id, created)
          VALUES ($1, $2, $6, 'protected', $3, $4, $5)
@@ -180,11 +202,12 @@ async fn declare(app: &App, act: &mut Act, held: &mut Held, plan: &Plan, machine
             .await?;
     }
     for (place, volume) in plan.volumes.iter().enumerate() {
-        sqlx::query("INSERT INTO volumes (group_id, name, device, place) VALUES ($1, $2, $3, $4)")
+        sqlx::query("INSERT INTO volumes (group_id, name, device, place, adopt) VALUES ($1, $2, $3, $4, $5)")
             .bind(&group)
             .bind(&volume.name)
             .bind(&volume.device)
             .bind(place as i64)
+            .bind(plan.adopt.get(&volume.name).map_or("", String::as_str))
             .execute(&mut **act)
             .await?;
     }

@@ -1,6 +1,6 @@
 //! What is to be protected and where, with everything chosen that was left to choose.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use block::GroupId;
 use control::fleet::{
@@ -30,6 +30,12 @@ pub(crate) struct Plan {
     /// Targets that it is to leave when all others have a point.
     #[serde(default)]
     pub(super) leaving: Vec<ResourceId>,
+    /// By volume, the disks at the target that it comes home to.
+    #[serde(default)]
+    pub(super) adopt: BTreeMap<String, String>,
+    /// The group in whose place these disks are in use.
+    #[serde(default)]
+    pub(super) reverses: Option<GroupId>,
 }
 
 /// Chooses what was left to choose.
@@ -70,7 +76,11 @@ pub(crate) async fn plan(app: &App, machine: &MachineInfo, asked: Protect) -> An
         target_servers.push(roomy.map(|server| server.id).ok_or_else(|| no_server("target server"))?);
     }
     let volumes = volumes(&asked)?;
-    let despite_warnings = asked.despite_warnings;
+    let adopt = adopted(&asked, &volumes)?;
+    if !adopt.is_empty() {
+        comes_home(app, machine, &asked, &kept).await?;
+    }
+    let (despite_warnings, reverses) = (asked.despite_warnings, asked.reverses);
     let (protected, leaving) = (false, Vec::new());
     if !kept.is_empty() && !target_servers.iter().any(|target| kept.contains(target)) {
         let before = view::group(&app.store, &machine.group).await?;
@@ -86,7 +96,92 @@ pub(crate) async fn plan(app: &App, machine: &MachineInfo, asked: Protect) -> An
         }
     }
     let group = machine.group;
-    Ok(Plan { group, volumes, policy, process_server, target_servers, despite_warnings, protected, leaving })
+    Ok(Plan {
+        group,
+        volumes,
+        policy,
+        process_server,
+        target_servers,
+        despite_warnings,
+        protected,
+        leaving,
+        adopt,
+        reverses,
+    })
+}
+
+/// The disks at the target that are to be adopted, by volume; none when the disks are replicated to wherever the target likes.
+fn adopted(asked: &Protect, volumes: &[ProtectedVolume]) -> Answer<BTreeMap<String, String>> {
+    let named = asked.volumes.iter().zip(volumes);
+    let adopt: BTreeMap<String, String> = named
+        .filter_map(|(choice, volume)| Some((volume.name.clone(), choice.adopt.as_ref()?.trim().to_owned())))
+        .collect();
+    if !adopt.is_empty() && adopt.len() != volumes.len() {
+        return Err(invalid(format!(
+            "{} of {} disks adopt one at the target server; all of them do or none, for they share their first point",
+            adopt.len(),
+            volumes.len()
+        )));
+    }
+    let mut devices = HashSet::new();
+    for device in adopt.values() {
+        if !device.starts_with('/') || device.len() > 255 || device.chars().any(char::is_control) {
+            return Err(invalid(format!("{device:?} is no path of a disk at the target server")));
+        }
+        if !devices.insert(device) {
+            return Err(invalid(format!("The disk {device} of the target server is named twice")));
+        }
+    }
+    match (&asked.reverses, adopt.is_empty()) {
+        (Some(_), true) => Err(invalid(
+            "reverses is given, and no disk adopts one: say for each which disk at the original site it comes home to",
+        )),
+        _ => Ok(adopt),
+    }
+}
+
+/// Refuses what cannot come home.
+async fn comes_home(app: &App, machine: &MachineInfo, asked: &Protect, kept: &[ResourceId]) -> Answer<()> {
+    if asked.target_servers.len() != 1 {
+        return Err(invalid(format!(
+            "{} target servers are named; disks are adopted at one",
+            asked.target_servers.len()
+        )));
+    }
+    if !kept.is_empty() {
+        return Err(conflict(
+            format!(
+                "{} was protected before, so its replica has a history, and adopts nothing",
+                machine.name
+            ),
+            "Enrol the machine anew, under another name, and protect that.",
+        ));
+    }
+    let Some(reverses) = &asked.reverses else { return Ok(()) };
+    let group = view::group(&app.store, reverses).await?;
+    let name = &group.name;
+    if group.id == machine.group {
+        return Err(invalid(format!("{name} is the group of this machine itself")));
+    }
+    if !group.failover.as_ref().is_some_and(|standing| standing.committed) || group.protected {
+        return Err(conflict(
+            format!("No failover of {name} is committed"),
+            "Fail it over, and commit that: until then it may be taken back.",
+        ));
+    }
+    if group.handed_over {
+        return Err(conflict(
+            format!("The disks of {name} are handed over, and nothing can write to them"),
+            "Release them: `seawall group failover release`, or the group's page.",
+        ));
+    }
+    if let Some(other) = group.reversed_by {
+        return Err(conflict(
+            format!("The group {other} protects already what runs in place of {name}"),
+            "End its protection and remove it first.",
+        ));
+    }
+    Ok(())
 }
 
 /// Other targets for a group that is protected. Those that it has and is to leave stay until every new one has a point.
@@ -123,6 +218,8 @@ pub(crate) async fn retarget(app: &App, group: &GroupInfo, asked: ChangeTargets)
         despite_warnings: asked.despite_warnings,
         protected: true,
         leaving,
+        adopt: BTreeMap::new(),
+        reverses: None,
     })
 }
 

@@ -123,6 +123,11 @@ async fn disks(
         let policy = view::policy(&app.store, &plan.policy).await?;
         judge_link(held, &checked, policy.policy.bandwidth_bytes_s);
     }
+    if !plan.adopt.is_empty() {
+        let message = "The target's own disks are adopted; the target looks whether they are large enough.";
+        held.set("space", StepState::Passed, message, "");
+        return Ok(true);
+    }
     let disks = checked.result["disks"].as_array().cloned().unwrap_or_default();
     judge_space(held, disks.iter().filter_map(|disk| disk["bytes"].as_u64()).sum(), targets);
     Ok(true)
@@ -176,12 +181,18 @@ async fn sealed(
 
 /// Whether a failover has come between the machine and its target.
 async fn history(app: &App, held: &mut Held, plan: &Plan) -> Answer<()> {
-    let standing = match view::group(&app.store, &plan.group).await {
-        Ok(group) => group.failover,
-        Err(fault) if fault.is(control::fleet::ProblemCode::NotFound) => None,
+    let (standing, reversed_by) = match view::group(&app.store, &plan.group).await {
+        Ok(group) => (group.failover, group.reversed_by),
+        Err(fault) if fault.is(control::fleet::ProblemCode::NotFound) => (None, None),
         Err(fault) => return Err(fault),
     };
     match standing {
+        _ if reversed_by.is_some() => held.set(
+            "history",
+            StepState::Failed,
+            "What runs in its place is protected, and is the newest state.",
+            "Bring it home (`seawall group failback`), or end the protection of what runs in its place and remove that group.",
+        ),
         Some(standing) if standing.failover.is_some() || standing.promoted.is_some() => held.set(
             "history",
             StepState::Failed,

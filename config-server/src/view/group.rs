@@ -212,6 +212,7 @@ fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
         warnings,
         handed_over,
         failover,
+        reversed_by: declared.reversed_by,
         proof: target.and_then(|(_, group)| group.proof.clone()),
     };
     Watched {

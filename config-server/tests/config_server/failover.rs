@@ -102,13 +102,14 @@ async fn a_group_goes_over_step_by_step_and_nothing_is_done_out_of_order(site: S
         !kept.protected && kept.generation.0 == 2 && kept.failover.as_ref().unwrap().committed,
         "{kept:?}"
     );
-    let disk = VolumeChoice { device: "/dev/vdb".into(), name: None };
+    let disk = VolumeChoice::of("/dev/vdb");
     let mut again = Protect {
         volumes: vec![disk],
         policy: None,
         process_server: None,
         target_servers: vec![],
         despite_warnings: false,
+        reverses: None,
     };
     let protect = format!("/machines/{}/protect", group.machine);
     let job: JobInfo = operator.post(&protect, &again).await.unwrap();

@@ -6,6 +6,7 @@ mod console;
 mod dns;
 mod document;
 mod failover;
+mod home;
 mod membership;
 mod parts;
 mod plans;

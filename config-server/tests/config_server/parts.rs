@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use block::{ByteCount, Consistency, Epoch, Generation, GroupId, PointNote, UnixNanos, VolumeId};
 use control::fleet::{
-    Capacity, CheckIn, CheckInReply, Desired, GroupInfo, JobInfo, JobState, MachineInfo, Page, PartReport,
-    PartRole, Protect, ResourceId, TaskKind, TaskState, TaskUpdate, UnixMillis, VolumeChoice,
+    Capacity, CheckIn, CheckInReply, Desired, DesiredTargetServer, GroupInfo, JobInfo, JobState, MachineInfo,
+    Page, PartReport, PartRole, Protect, ResourceId, TaskKind, TaskState, TaskUpdate, UnixMillis,
+    VolumeChoice,
 };
 use control::{
     AgentReport, CaptureMode, FailoverInfo, PointInfo, PointSelector, ProcessServerStatus, PromotedInfo,
@@ -40,6 +41,10 @@ pub(crate) struct Parts {
     pub(crate) done_at_target: Vec<String>,
     /// The target begins what it is asked, and does not say so.
     pub(crate) mute_target: bool,
+    /// Recovery points at the target, once there is one.
+    pub(crate) points: u64,
+    /// What the target was told last.
+    pub(crate) told_target: DesiredTargetServer,
 }
 
 /// Where a played target stands in a failover.
@@ -83,11 +88,17 @@ impl Standing {
 
 impl Parts {
     pub(crate) async fn enrol(site: &Site) -> Parts {
+        Parts::enrol_as(site, ["web", "hub", "dr"]).await
+    }
+
+    pub(crate) async fn enrol_as(site: &Site, [machine, hub, target]: [&str; 3]) -> Parts {
         let part = async |role, name| site.part(&site.enrol(role, name).await);
         Parts {
-            agent: part(PartRole::Agent, "web").await,
-            process: part(PartRole::ProcessServer, "hub").await,
-            target: part(PartRole::TargetServer, "dr").await,
+            agent: part(PartRole::Agent, machine).await,
+            process: part(PartRole::ProcessServer, hub).await,
+            target: part(PartRole::TargetServer, target).await,
+            points: 1,
+            told_target: DesiredTargetServer::default(),
             digests: Default::default(),
             age: Some(Duration::from_secs(1)),
             agent_state: StateCode::Replicating,
@@ -207,6 +218,7 @@ impl Parts {
             generation: Generation(standing.generation),
             failover: standing.failover,
             promoted: standing.promoted,
+            points: if self.age.is_some() { self.points } else { 0 },
             ..target_group(group, self.age)
         });
         let target = CheckIn {
@@ -221,7 +233,11 @@ impl Parts {
             })),
             ..base()
         };
-        say(&self.target, &mut self.digests[2], target).await
+        let reply = say(&self.target, &mut self.digests[2], target).await;
+        if let Some(Desired::TargetServer(told)) = &reply.desired {
+            self.told_target.clone_from(told);
+        }
+        reply
     }
 
     /// Has the machine's disk protected, up to the first recovery point.
@@ -229,13 +245,14 @@ impl Parts {
         self.round().await;
         let machines: Page<MachineInfo> = operator.get("/machines").await.unwrap();
         let machine = &machines.items[0];
-        let disk = VolumeChoice { device: "/dev/vdb".into(), name: None };
+        let disk = VolumeChoice::of("/dev/vdb");
         let asked = Protect {
             volumes: vec![disk],
             policy: None,
             process_server: None,
             target_servers: vec![],
             despite_warnings: false,
+            reverses: None,
         };
         let job: JobInfo = operator.post(&format!("/machines/{}/protect", machine.id), &asked).await.unwrap();
         self.until_ended(operator, job).await;

@@ -75,12 +75,13 @@ impl Parts {
         let machines: Page<MachineInfo> = self.client.get("/machines").await?;
         let machine = machines.items.into_iter().next().context("the config server knows no machine")?;
         let asked = Protect {
-            volumes: vec![VolumeChoice { device: device.display().to_string(), name: None }],
+            volumes: vec![VolumeChoice::of(device.display().to_string())],
             policy: None,
             process_server: None,
             target_servers: Vec::new(),
             // An image file is scanned, and loop devices have no number of their own: both are warned of.
             despite_warnings: true,
+            reverses: None,
         };
         Ok(self.client.post(&format!("/machines/{}/protect", machine.id), &asked).await?)
     }

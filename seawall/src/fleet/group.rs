@@ -5,7 +5,8 @@ use std::time::Duration;
 use block::{ByteCount, Label};
 use clap::{Args, Subcommand};
 use control::fleet::{
-    ChangeGroup, ChangeTargets, GroupInfo, JobInfo, PointList, PointNow, SampleInfo, ServerInfo, UnixMillis,
+    ChangeGroup, ChangeTargets, Confirm, GroupInfo, JobInfo, PointList, PointNow, SampleInfo, ServerInfo,
+    UnixMillis,
 };
 use hyper::Method;
 use serde::Serialize;
@@ -85,6 +86,23 @@ enum GroupCommand {
     Resync {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        followed: Followed,
+    },
+    /// After a committed failover: protect what runs in its place, onto the original disks
+    Reverse(super::home::ReverseOptions),
+    /// Bring it home: what runs in its place is handed over to the original disks, and its machine is protected again
+    #[command(after_help = "Example:
+  Stop what runs at the recovery site and unmount its disks, then:
+    seawall group failback web --watch
+
+Nothing is lost: the disks are compared until they are equal. Exit status with --watch: 0 when the machine is protected again, 3 when
+it could not be done; what was done before stays, and asking again goes on.")]
+    Failback {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        certain: Certain,
         #[command(flatten)]
         followed: Followed,
     },
@@ -171,6 +189,10 @@ impl Followed {
         self.common.json
     }
 
+    pub(super) fn watch(&self) -> bool {
+        self.watch
+    }
+
     pub(super) fn place(&self) -> &super::ProfilePlace {
         &self.common.place
     }
@@ -184,7 +206,9 @@ impl GroupOptions {
             | GroupCommand::Points { watched, .. } => watched.common.json,
             GroupCommand::Point { followed, .. }
             | GroupCommand::Resync { followed, .. }
+            | GroupCommand::Failback { followed, .. }
             | GroupCommand::Targets { followed, .. } => followed.common.json,
+            GroupCommand::Reverse(options) => options.json(),
             GroupCommand::Failover(options) => options.json(),
             GroupCommand::Samples { common, .. }
             | GroupCommand::Change { common, .. }
@@ -265,6 +289,14 @@ pub(crate) async fn run(options: &GroupOptions) -> anyhow::Result<Exit> {
                 asked.target_servers.push(id_of("target server", named, servers)?);
             }
             begin(which, "targets", &json!(asked), followed).await
+        }
+        GroupCommand::Reverse(options) => super::home::reverse(options).await,
+        GroupCommand::Failback { which, certain, followed } => {
+            let group = which.find(&Fleet::open(followed.place())?).await?;
+            let about = "What runs in its place is closed to everybody, and its machine's disks become what that has.";
+            certain.ask("bring home", group.name.as_str(), about)?;
+            let asked = Confirm { confirm: group.name.to_string() };
+            begin(which, "failback", &json!(asked), followed).await
         }
         GroupCommand::Remove { which, certain, common } => {
             let fleet = Fleet::open(&common.place)?;

@@ -9,6 +9,7 @@ pub(crate) mod discover;
 pub(crate) mod events;
 pub(crate) mod failover;
 pub(crate) mod group;
+pub(crate) mod home;
 pub(crate) mod job;
 pub(crate) mod login;
 pub(crate) mod look;

@@ -98,14 +98,14 @@ pub(crate) async fn protect(options: &ProtectOptions) -> anyhow::Result<Exit> {
     for named in &options.target_servers {
         target_servers.push(server(&fleet, "target server", "/target-servers", named).await?);
     }
-    let volumes =
-        options.disks.iter().map(|disk| VolumeChoice { device: disk.clone(), name: None }).collect();
+    let volumes = options.disks.iter().map(VolumeChoice::of).collect();
     let asked = Protect {
         volumes,
         policy,
         process_server,
         target_servers,
         despite_warnings: options.despite_warnings,
+        reverses: None,
     };
     let begun: JobInfo = fleet.post(&format!("/machines/{}/protect", machine.id), &asked).await?;
     job::follow(&fleet, begun, options.common.watch, options.common.json).await
@@ -123,7 +123,7 @@ pub(crate) async fn unprotect(options: &UnprotectOptions) -> anyhow::Result<Exit
     job::follow(&fleet, begun, options.common.watch, options.common.json).await
 }
 
-async fn server(fleet: &Fleet, what: &str, path: &str, named: &str) -> anyhow::Result<ResourceId> {
+pub(super) async fn server(fleet: &Fleet, what: &str, path: &str, named: &str) -> anyhow::Result<ResourceId> {
     let servers: Vec<ServerInfo> = fleet.all(path).await?;
     id_of(what, named, servers.iter().map(|server| (server.name.as_str(), &server.id)))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use block::{ByteCount, GroupId};
 use control::fleet::{
-    Capacity, CheckIn, CheckInReply, Desired, KeptGroup, POINT_LISTS_MAX, PartReport, Task,
+    AdoptedVolume, Capacity, CheckIn, CheckInReply, Desired, KeptGroup, POINT_LISTS_MAX, PartReport, Task,
 };
 use control::metrics::Values;
 use durable::{RealStorage, Storage};
@@ -17,7 +17,7 @@ use enrol::seal::Opener;
 use enrol::{Charge, ConfigServerSection, Member, TaskDone};
 use parking_lot::Mutex;
 
-use crate::config::{Config, ConfigError, GroupConfig, RetentionConfig};
+use crate::config::{Config, ConfigError, DeviceConfig, GroupConfig, RetentionConfig};
 use crate::server::{Handle, StartError, TargetServer};
 
 /// Where keys of groups are, below the state directory.
@@ -180,6 +180,12 @@ impl Post {
             ConfigError::Value(format!("keep group {} as the config server says: {error}", kept.id))
         })?;
         let own = self.config.groups.iter().find(|own| own.id == kept.id);
+        let devices = match kept.adopt.as_slice() {
+            [] => own.map(|own| own.devices.clone()).unwrap_or_default(),
+            adopted => {
+                adopted.iter().map(|volume| self.adopted(kept.id, volume)).collect::<Result<_, _>>()?
+            }
+        };
         Ok(GroupConfig {
             id: kept.id,
             key: self.key_file(kept.id, &kept.sealed_key)?,
@@ -191,8 +197,29 @@ impl Post {
             adopt_generation: None,
             // What concerns this machine only is in its own file.
             upkeep: own.map(|own| own.upkeep.clone()).unwrap_or_default(),
-            devices: own.map(|own| own.devices.clone()).unwrap_or_default(),
+            devices,
         })
+    }
+
+    /// A disk that comes home. What is on it will be overwritten, so this machine's own configuration must allow it.
+    fn adopted(&self, group: GroupId, volume: &AdoptedVolume) -> Result<DeviceConfig, ConfigError> {
+        let device = PathBuf::from(&volume.device);
+        // Whatever link names it.
+        let same = |path: &PathBuf| {
+            *path == device
+                || path
+                    .canonicalize()
+                    .ok()
+                    .is_some_and(|path| device.canonicalize().is_ok_and(|other| path == other))
+        };
+        if !self.config.adoptable_devices.iter().any(same) {
+            return Err(ConfigError::Value(format!(
+                "the config server asks to adopt {} for volume {} of group {group}, which this target server's own configuration does \
+                 not allow; name it there, adoptable_devices = [{:?}], and start it again",
+                volume.device, volume.name, volume.device
+            )));
+        }
+        Ok(DeviceConfig { name: volume.name.clone(), device, adopt: true })
     }
 
     fn key_file(&self, group: GroupId, sealed: &str) -> Result<PathBuf, StartError> {

@@ -48,6 +48,7 @@ impl Site {
         });
         let config = Config {
             config_server: None,
+            adoptable_devices: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
             credentials: dir.path().join("target"),
             data: dir.path().join("data"),

@@ -152,14 +152,15 @@ impl Fleet {
             .unwrap();
         let asked = Protect {
             volumes: vec![VolumeChoice {
-                device: machine.disk.display().to_string(),
                 name: Some("data".parse().unwrap()),
+                ..VolumeChoice::of(machine.disk.display().to_string())
             }],
             policy: None,
             process_server: None,
             target_servers: Vec::new(),
             // A file is scanned, and that is warned of.
             despite_warnings: true,
+            reverses: None,
         };
         let path = format!("/machines/{}/protect", machine.info.id);
         let job: JobInfo = client.post(&path, &asked).await.unwrap();
@@ -354,13 +355,14 @@ async fn the_way_to_the_process_server_is_measured_before_anything_is_declared()
     .await;
 
     let protect = async |despite_warnings| {
-        let volume = VolumeChoice { device: machine.disk.display().to_string(), name: None };
+        let volume = VolumeChoice::of(machine.disk.display().to_string());
         let asked = Protect {
             volumes: vec![volume],
             policy: None,
             process_server: None,
             target_servers: Vec::new(),
             despite_warnings,
+            reverses: None,
         };
         let path = format!("/machines/{}/protect", machine.info.id);
         let job: JobInfo = client.post(&path, &asked).await.unwrap();

@@ -29,13 +29,14 @@ impl Fleet {
         self.reporting(&client).await;
         let asked = Protect {
             volumes: vec![VolumeChoice {
-                device: machine.disk.display().to_string(),
                 name: Some("data".parse().unwrap()),
+                ..VolumeChoice::of(machine.disk.display().to_string())
             }],
             policy: None,
             process_server: None,
             target_servers: targets,
             despite_warnings: true,
+            reverses: None,
         };
         let job: JobInfo =
             client.post(&format!("/machines/{}/protect", machine.info.id), &asked).await.unwrap();

@@ -87,6 +87,18 @@ pub struct KeptGroup {
     /// The most that undo layers may take, in bytes; without it there is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub space_bytes_max: Option<u64>,
+    /// Disks of this server that the group's volumes have come home to; its others are files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopt: Vec<AdoptedVolume>,
+}
+
+/// A disk of a target server that is the starting replica of a volume: what is on it is compared with the source, and stays a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdoptedVolume {
+    /// The volume's name in its group.
+    pub name: String,
+    /// The disk, a path at the target server.
+    pub device: String,
 }
 
 /// Somebody to seal a group's key for.

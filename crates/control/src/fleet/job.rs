@@ -26,6 +26,8 @@ super::names! {
         Demote "demote"
         /// Lets a machine write to disks that it has handed over.
         Release "release"
+        /// Ends a failover by going back to the original site, with everything that was written since.
+        FailBack "fail-back"
         /// Runs a recovery plan, step by step.
         Plan "plan"
     }

@@ -58,8 +58,8 @@ pub use checkin::{
     TaskKind, TaskState, TaskUpdate,
 };
 pub use desired::{
-    Desired, DesiredAgent, DesiredProcessServer, DesiredTargetServer, ForwardedGroup, KeptGroup,
-    ProtectedVolume, Protection, SealFor,
+    AdoptedVolume, Desired, DesiredAgent, DesiredProcessServer, DesiredTargetServer, ForwardedGroup,
+    KeptGroup, ProtectedVolume, Protection, SealFor,
 };
 pub use enrol::{
     Enrol, EnrolTokenInfo, Enrolled, MadeEnrolToken, NewEnrolToken, PartRole, Renew, Renewed, Revoked,

@@ -166,6 +166,10 @@ pub struct GroupInfo {
     /// Where it stands between source and target; left out as long as no failover has come between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failover: Option<GroupFailover>,
+    /// After a failover: the group that protects what runs in its place, on the way home; left out when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub reversed_by: Option<GroupId>,
     /// The last proof that a machine comes up from one of its points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -256,6 +260,10 @@ pub struct Protect {
     /// Go on although checks warn.
     #[serde(default)]
     pub despite_warnings: bool,
+    /// The group, whose failover is committed, in whose place these disks are in use; all of them adopt disks at its original site then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    pub reverses: Option<GroupId>,
 }
 
 /// A disk to protect.
@@ -268,6 +276,18 @@ pub struct VolumeChoice {
     /// What to call it; the last part of the device when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
+    /// A disk at the target server, by its path, that becomes the volume's replica: what is on it is compared, and only what differs is
+    /// sent. What was on it stays a recovery point. For all disks of a machine or for none; the target server's configuration must allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 255)]
+    pub adopt: Option<String>,
+}
+
+impl VolumeChoice {
+    /// A disk by its device, called as that is.
+    pub fn of(device: impl Into<String>) -> VolumeChoice {
+        VolumeChoice { device: device.into(), name: None, adopt: None }
+    }
 }
 
 /// What to change of a group; what is left out stays.
