@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::*;
 
-fn over() -> StartFailover {
+pub(super) fn over() -> StartFailover {
     StartFailover {
         confirm: "web".into(),
         point: PointSelector::Latest,
@@ -22,7 +22,7 @@ fn over() -> StartFailover {
 
 impl Fleet {
     /// Does an act on a group, and waits until its job has ended well.
-    async fn act(&self, group: &GroupInfo, act: &str, body: impl Serialize) -> JobInfo {
+    pub(super) async fn act(&self, group: &GroupInfo, act: &str, body: impl Serialize) -> JobInfo {
         let client = self.client().await;
         let began = Instant::now();
         let job: JobInfo = client.post(&format!("/groups/{}/{act}", group.id), &body).await.unwrap();
@@ -32,7 +32,7 @@ impl Fleet {
         job
     }
 
-    async fn group(&self, group: &GroupInfo) -> GroupInfo {
+    pub(super) async fn group(&self, group: &GroupInfo) -> GroupInfo {
         self.client().await.get(&format!("/groups/{}", group.id)).await.unwrap()
     }
 

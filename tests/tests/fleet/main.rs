@@ -2,6 +2,7 @@
 //! certificate and state. Nothing here needs root.
 
 mod failover;
+mod home;
 mod placement;
 
 use std::os::unix::fs::FileExt;
@@ -26,8 +27,8 @@ use wire::WebTrust;
 /// Nothing waits longer; what is waited for comes much sooner.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PASSWORD: &str = "correct horse battery";
-/// Where an agent mounts a BPF file system of the test's own for its tracking.
-const BPF: &str = "bpf";
+/// Where an agent mounts a BPF file system of the test's own for its tracking, after its name.
+const BPF: &str = "-bpf";
 const DISK_BYTES: usize = 4 << 20;
 
 struct Fleet {
@@ -122,7 +123,7 @@ impl Fleet {
         let tracking = match source {
             "scan" => String::new(),
             _ => {
-                let bpf = self.base.path().join(BPF);
+                let bpf = self.base.path().join(format!("{name}{BPF}"));
                 std::fs::create_dir(&bpf).unwrap();
                 format!(
                     "keep_tracking = true\ntracking_folder = {:?}\n",
@@ -208,10 +209,10 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        let bpf = self.base.path().join(BPF);
-        if bpf.exists() {
-            let _ =
-                std::process::Command::new("umount").arg(bpf).stderr(std::process::Stdio::null()).status();
+        let entries = std::fs::read_dir(self.base.path()).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(BPF)) {
+            let mut umount = std::process::Command::new("umount");
+            let _ = umount.arg(entry.path()).stderr(std::process::Stdio::null()).status();
         }
     }
 }
