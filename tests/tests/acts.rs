@@ -168,6 +168,9 @@ fn every_act_has_its_command() {
     let output = asked.told(&["job", "cancel", &job], "");
     assert!(!output.status.success() && text(&output).contains("ended"), "{}", text(&output));
 
+    let output = asked.told(&["group", "targets", "web", "--target-server", "target-server"], "");
+    assert!(!output.status.success() && text(&output).contains("already"), "{}", text(&output));
+
     // Failing over, and back. A scanned file cannot be handed over, and there is nothing to release; the acts say so.
     let failover = |asked: &mut Asked, step: &str, more: &[&str]| {
         let job = asked.json(&[&["group", "failover", step, "web", "--watch"], more].concat());
