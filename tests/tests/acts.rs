@@ -121,6 +121,40 @@ fn acts() -> Vec<String> {
     acts
 }
 
+/// The example of the documents, as a timer runs it: a plan is tried out, and its report is mailed, also when it fails.
+fn monthly_drill(asked: &mut Asked, shop: &str) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/monthly-drill.sh");
+    let mailed = asked.site.path("mailed");
+    let sendmail = asked.site.path("sendmail");
+    std::fs::write(&sendmail, format!("#!/bin/sh\ncat > {}\n", mailed.display())).unwrap();
+    std::fs::set_permissions(&sendmail, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // Without the step that waits for a person; and then with a script that there is none of.
+    let drilled = shop.lines().filter(|line| !line.contains("manual")).collect::<Vec<_>>().join("\n");
+    for (plan, succeeds) in
+        [(drilled.clone(), true), (drilled.replace("command: start", "command: absent"), false)]
+    {
+        std::fs::write(asked.site.path("drilled.yaml"), plan).unwrap();
+        asked.json(&["plan", "apply", "drilled.yaml"]);
+        let command = asked.site.command("seawall");
+        let seawall = command.get_program().to_owned();
+        let mut drill = std::process::Command::new("sh");
+        drill.arg(script).args(["shop", "ops@example.com"]);
+        drill.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        drill.env("SEAWALL", seawall).env("SENDMAIL", &sendmail).current_dir(asked.site.path("."));
+        let output = seawall_tests::site::told(&mut drill, "");
+        assert_eq!(output.status.success(), succeeds, "{}", text(&output));
+        let mail = std::fs::read_to_string(&mailed).unwrap();
+        let (head, body) = mail.split_once("\n\n").unwrap();
+        let outcome = if succeeds { "passed" } else { "FAILED" };
+        assert!(
+            head.contains("To: ops@example.com")
+                && head.contains(&format!("Subject: Drill of shop {outcome}")),
+            "{head}"
+        );
+        assert!(body.contains("<html") && body.contains("</html>"), "{body}");
+    }
+}
+
 #[test]
 fn every_act_has_its_command() {
     let mut asked = Asked::new();
@@ -187,6 +221,11 @@ fn every_act_has_its_command() {
     assert!(!output.status.success() && text(&output).contains("has not failed over"), "{}", text(&output));
     let output = asked.told(&["group", "failover", "release", "web"], "");
     assert!(!output.status.success() && text(&output).contains("not handed over"), "{}", text(&output));
+    let output = asked.told(&["group", "failback", "web", "--yes"], "");
+    assert!(!output.status.success() && text(&output).contains("in place of web"), "{}", text(&output));
+    let at_home = ["--disk", "disk=/dev/nbd0", "--home", "disk=/dev/vda", "--target-server", "target-server"];
+    let output = asked.told(&[&["group", "reverse", "web", "--machine", "web"], &at_home[..]].concat(), "");
+    assert!(!output.status.success() && text(&output).contains("protected before"), "{}", text(&output));
     let output = asked.told(&["group", "failover", "start", "web", "--planned", "--yes", "--watch"], "");
     assert!(output.status.code() == Some(3) && text(&output).contains("hand over"), "{}", text(&output));
 
@@ -246,6 +285,7 @@ fn every_act_has_its_command() {
     assert_eq!(report["steps"][0]["attempts"], 2);
     assert!(std::fs::read_to_string(asked.site.path("report.html")).unwrap().contains("seen"));
     assert_eq!(asked.json(&["plan", "show", "shop"])["runs"].as_array().unwrap().len(), 3);
+    monthly_drill(&mut asked, &shop);
     asked.json(&["plan", "remove", "shop", "--yes"]);
 
     // Access.
