@@ -12,10 +12,9 @@ use block::{Epoch, Generation, GroupId};
 use control::PointSelector;
 use control::fleet::{
     EventKind, GroupInfo, JobInfo, JobKind, JobState, PartRole, ProtectedVolume, ResourceId, StepInfo,
-    StepState, TaskKind, UnixMillis,
+    StepState, TaskKind,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 
 use super::Plan;
 use super::failover::{by, nothing_under_way, reports, taken_up};
@@ -155,7 +154,7 @@ pub(super) async fn advance(app: &App, act: &mut Act, held: &mut Held) -> Answer
         held.set("free", StepState::Passed, "The machine may use its disks.", "");
         held.job.percent = 70;
     }
-    advance_protection(app, act, held, &mut home).await
+    advance_protection(act, held, &mut home).await
 }
 
 /// Until the original disks are the newest state, and nothing is written anywhere else.
@@ -236,7 +235,7 @@ async fn demoted(app: &App, act: &mut Act, held: &mut Held, home: &Home) -> Answ
     }
 }
 
-async fn advance_protection(app: &App, act: &mut Act, held: &mut Held, home: &mut Home) -> Answer<()> {
+async fn advance_protection(act: &mut Act, held: &mut Held, home: &mut Home) -> Answer<()> {
     let Some(id) = &home.protecting else {
         let plan = serde_json::to_string(&home.plan).map_err(|error| internal("keep a job", error))?;
         let new = NewJob {

@@ -283,7 +283,7 @@ async fn leave(act: &mut Act, held: &mut Held, plan: &Plan) -> Answer<()> {
 
 async fn count_declared(act: &mut Act, plan: &Plan, message: String) -> Answer<()> {
     count(act, Counter::Declared).await?;
-    say(act, Said::new(EventKind::Declared, format!("groups/{}", plan.group), message)).await
+    Ok(say(act, Said::new(EventKind::Declared, format!("groups/{}", plan.group), message)).await?)
 }
 
 async fn declared(act: &mut Act, held: &mut Held, plan: &Plan, message: String) -> Answer<()> {

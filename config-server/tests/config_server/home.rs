@@ -135,7 +135,7 @@ async fn a_group_comes_home_and_its_machine_is_protected_again(site: Site) {
     two.refused(Protect { target_servers: vec![], ..two.reverse() }, "disks are adopted at one").await;
     let own = problem(
         two.operator
-            .post::<JobInfo>(&format!("/machines/{}/protect", two.group.machine), &two.reverse())
+            .post::<_, JobInfo>(&format!("/machines/{}/protect", two.group.machine), &two.reverse())
             .await,
     );
     assert!(own.detail.contains("protected before"), "{own:?}");

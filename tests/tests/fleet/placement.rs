@@ -92,7 +92,7 @@ async fn targets_come_and_go() {
     let job: JobInfo = client.post(&path, &to(&[&second_id])).await.unwrap();
     assert_eq!(ended(&client, &job).await.state, JobState::Done);
     let group: GroupInfo = client.get(&format!("/groups/{}", group.id)).await.unwrap();
-    assert_eq!(group.target_servers, [second_id.clone()]);
+    assert_eq!(group.target_servers, std::slice::from_ref(&second_id));
     assert!(group.newest_point.is_some(), "it had one before it was left alone");
     one.write(52);
     fleet.arrives_at("dr2", &one, &group).await;
