@@ -362,6 +362,7 @@ async fn a_target_that_has_nothing_begins_in_the_middle() {
     agent.wait_cached(6).await;
     until("the other one frees nothing that it lacks", || a.got(1).len() == 6).await;
     b.change(|state| state.refuse = None);
+    until("both are forwarded to again", || forwarded(0) && forwarded(1)).await;
     agent.put(7, 1000).await.unwrap();
     agent.wait_applied(7).await;
     assert_eq!(b.got(1).last().map(|got| got.1), Some(7));

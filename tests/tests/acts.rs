@@ -223,9 +223,10 @@ fn every_act_has_its_command() {
     assert!(!output.status.success() && text(&output).contains("not handed over"), "{}", text(&output));
     let output = asked.told(&["group", "failback", "web", "--yes"], "");
     assert!(!output.status.success() && text(&output).contains("in place of web"), "{}", text(&output));
-    let at_home = ["--disk", "disk=/dev/nbd0", "--home", "disk=/dev/vda", "--target-server", "target-server"];
+    let at_home =
+        ["--disk", "disk.img=/dev/nbd0", "--home", "disk.img=/dev/vda", "--target-server", "target-server"];
     let output = asked.told(&[&["group", "reverse", "web", "--machine", "web"], &at_home[..]].concat(), "");
-    assert!(!output.status.success() && text(&output).contains("protected before"), "{}", text(&output));
+    assert!(!output.status.success() && text(&output).contains("protected already"), "{}", text(&output));
     let output = asked.told(&["group", "failover", "start", "web", "--planned", "--yes", "--watch"], "");
     assert!(output.status.code() == Some(3) && text(&output).contains("hand over"), "{}", text(&output));
 

@@ -145,8 +145,16 @@ pub(super) async fn advance(app: &App, act: &mut Act, held: &mut Held) -> Answer
         return advance_there(app, act, held, &mut home).await;
     }
     if held.step("free").state != StepState::Passed {
-        if !taken_up(app, act, &home.target, PartRole::TargetServer).await?.0 {
-            let message = "Waiting for the target server at the original site to let go of the disks.";
+        // A process server that forgets a group starts anew, and the machine is to reach it.
+        let waits_for = match (
+            taken_up(app, act, &home.target, PartRole::TargetServer).await?.0,
+            taken_up(app, act, &home.plan.process_server, PartRole::ProcessServer).await?.0,
+        ) {
+            (false, _) => Some("Waiting for the target server at the original site to let go of the disks."),
+            (true, false) => Some("Waiting for the process server to hear of it."),
+            (true, true) => None,
+        };
+        if let Some(message) = waits_for {
             held.job.message = message.to_owned();
             held.set("free", StepState::Running, message, "");
             return Ok(());
@@ -213,14 +221,14 @@ async fn advance_there(app: &App, act: &mut Act, held: &mut Held, home: &mut Hom
 /// Whether nothing is written at the recovery site's target any more.
 async fn demoted(app: &App, act: &mut Act, held: &mut Held, home: &Home) -> Answer<bool> {
     let group = view::group(&app.store, &home.group).await?;
+    // Once it was asked its answer counts, whatever is reported meanwhile.
     let asked = task_of(act, &held.job, "demote").await?.is_some();
-    let standing = group.failover.as_ref();
-    let promoted = standing.and_then(|standing| Some((standing.target_server.clone(), standing.promoted?)));
-    match promoted {
-        Some((server, promoted)) if asked || promoted.open == 0 => {
-            Ok(by(app, act, held, "demote", &server, TaskKind::Demote { group: home.group }).await?.is_some())
-        }
-        Some((_, promoted)) => {
+    let Some(standing) = group.failover.filter(|standing| asked || standing.promoted.is_some()) else {
+        held.set("demote", StepState::Passed, "Its volumes are not written there.", "");
+        return Ok(true);
+    };
+    match standing.promoted {
+        Some(promoted) if promoted.open > 0 && !asked => {
             let message =
                 format!("Waiting until {} volumes are not exported for writing any more.", promoted.open);
             held.job.message.clone_from(&message);
@@ -228,9 +236,9 @@ async fn demoted(app: &App, act: &mut Act, held: &mut Held, home: &Home) -> Answ
             held.set("demote", StepState::Running, message, mend);
             Ok(false)
         }
-        None => {
-            held.set("demote", StepState::Passed, "Its volumes are not written there.", "");
-            Ok(true)
+        _ => {
+            let task = TaskKind::Demote { group: home.group };
+            Ok(by(app, act, held, "demote", &standing.target_server, task).await?.is_some())
         }
     }
 }
@@ -269,9 +277,12 @@ async fn advance_protection(act: &mut Act, held: &mut Held, home: &mut Home) -> 
             held.done(format!("{} is home, and protected.", held.job.subject));
         }
         JobState::Failed | JobState::Cancelled => {
-            let mend = "Mend it, and protect the machine again (despite the warning of its history).";
-            held.set("protect", StepState::Failed, job.message.clone(), mend);
-            held.fail(format!("{} is home, and not protected: {}", held.job.subject, job.message));
+            let failed = job.steps.iter().find(|step| step.state == StepState::Failed);
+            let why = failed.map_or(job.message, |step| step.message.clone());
+            let mend = failed.map_or("", |step| step.mend.as_str());
+            let mend = format!("{mend} Then protect the machine again (despite the warning of its history).");
+            held.set("protect", StepState::Failed, why.clone(), mend.trim_start());
+            held.fail(format!("{} is home, and not protected: {why}", held.job.subject));
         }
         _ => {
             held.job.message.clone_from(&job.message);

@@ -36,13 +36,14 @@ const ACQUIRE_MAX: Duration = Duration::from_secs(10);
 /// written again and again meanwhile goes there once.
 const LOG_PAGES: u32 = 8192;
 
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "fleet", include_str!("../../migrations/0001_fleet.sql")),
     (2, "points", include_str!("../../migrations/0002_points.sql")),
     (3, "alerts", include_str!("../../migrations/0003_alerts.sql")),
     (4, "guests", include_str!("../../migrations/0004_guests.sql")),
     (5, "lifecycle", include_str!("../../migrations/0005_lifecycle.sql")),
     (6, "plans", include_str!("../../migrations/0006_plans.sql")),
+    (7, "home", include_str!("../../migrations/0007_home.sql")),
 ];
 
 /// Which database it is, where that makes a difference.

@@ -151,7 +151,7 @@ async fn a_group_comes_home_and_its_machine_is_protected_again(site: Site) {
     assert_eq!((told[0].name.as_str(), told[0].device.as_str(), told.len()), ("nbd0", "/dev/vdb", 1));
     assert!(two.web.told_target.groups[0].adopt.is_empty());
     let reverse = two.now().await.reversed_by.unwrap();
-    two.refused(two.reverse(), "was protected before").await;
+    two.refused(two.reverse(), "is protected already").await;
 
     // Its own machine is not protected beside that.
     let disk = VolumeChoice::of("/dev/vdb");
@@ -239,7 +239,7 @@ async fn the_way_home_outlives_the_config_server_at_every_step(mut site: Site) {
     }
     let done = two.job(&job).await;
     assert_eq!(done.state, JobState::Done, "{done:#?}");
-    assert!(seen.len() >= 5, "it was ended at {} steps", seen.len());
+    assert!(seen.len() >= 3, "it was ended at {} steps", seen.len());
     assert_eq!(two.spare.done_at_target, ["fail-over", "commit-failover"]);
     let handed: Vec<_> =
         two.spare.asked.iter().filter(|(_, kind)| *kind == control::fleet::TaskKind::HandOver).collect();
