@@ -43,11 +43,11 @@ const TABLES: [(&str, &str); 24] = [
     ("policies", "id name policy n:changed"),
     (
         "protection_groups",
-        "id machine_id n:generation state policy_id process_id n:created n:looked n:committed",
+        "id machine_id n:generation state policy_id process_id n:created n:looked n:committed reversed_by",
     ),
     ("group_targets", "group_id target_id sealed_key"),
     ("point_lists", "group_id target_id n:time n:newest list"),
-    ("volumes", "group_id name device n:place"),
+    ("volumes", "group_id name device n:place adopt"),
     (
         "jobs",
         "id n:number kind subject subject_id state n:percent message body steps created_by n:created n:changed lease_holder \

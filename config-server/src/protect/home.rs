@@ -162,7 +162,7 @@ pub(super) async fn advance(app: &App, act: &mut Act, held: &mut Held) -> Answer
         held.set("free", StepState::Passed, "The machine may use its disks.", "");
         held.job.percent = 70;
     }
-    advance_protection(act, held, &mut home).await
+    advance_protection(app, act, held, &mut home).await
 }
 
 /// Until the original disks are the newest state, and nothing is written anywhere else.
@@ -243,8 +243,13 @@ async fn demoted(app: &App, act: &mut Act, held: &mut Held, home: &Home) -> Answ
     }
 }
 
-async fn advance_protection(act: &mut Act, held: &mut Held, home: &mut Home) -> Answer<()> {
+async fn advance_protection(app: &App, act: &mut Act, held: &mut Held, home: &mut Home) -> Answer<()> {
     let Some(id) = &home.protecting else {
+        if view::group(&app.store, &home.group).await?.protected {
+            held.set("protect", StepState::Passed, "Somebody has protected it meanwhile.", "");
+            held.done(format!("{} is home, and protected.", held.job.subject));
+            return Ok(());
+        }
         let plan = serde_json::to_string(&home.plan).map_err(|error| internal("keep a job", error))?;
         let new = NewJob {
             kind: JobKind::Protect,
@@ -260,7 +265,7 @@ async fn advance_protection(act: &mut Act, held: &mut Held, home: &mut Home) -> 
                 home.protecting = Some(job.id);
                 held.body = write(home)?;
             }
-            // Somebody protects it already.
+            // Somebody is about to.
             Err(fault) if fault.is(control::fleet::ProblemCode::Conflict) => {
                 let message = fault.problem.detail;
                 held.set("protect", StepState::Running, message, "");
