@@ -288,9 +288,12 @@ impl Engine {
         fault_point("before-resync");
         for (volume, part) in parts {
             match part {
-                Part::All => self.source.suspect(volume),
-                Part::Granules(granules) => self.source.suspect_granules(volume, &mut granules.into_iter()),
-            };
+                Part::All if self.source.suspect(volume) => {}
+                Part::All => self.source.send_again(volume),
+                Part::Granules(granules) => {
+                    self.source.suspect_granules(volume, &mut granules.into_iter());
+                }
+            }
         }
     }
 }

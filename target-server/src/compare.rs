@@ -6,11 +6,10 @@
 //!   found the same, and lost.
 //! - Cancellation: when the conversation ends, what is being read is read to its end and thrown away.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{ByteCount, ByteOffset, Extent, GRANULE_BYTES, Generation, Granule, VolumeId};
+use block::{ByteCount, ByteOffset, Extent, GRANULE_BYTES, Generation, Granule};
 use bytes::Bytes;
 use changeset::{CompareAnswer, CompareQuestion, Conversation, DAMAGED_GRANULES_MAX, Digester};
 use replica::{GroupReplica, ReplicaError};
@@ -111,8 +110,7 @@ async fn answer(
         let replica = replica.clone();
         tokio::task::spawn_blocking(move || compare(&replica, &digester, &question)).await
     };
-    let (answer, granules) =
-        looked.map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))??;
+    let answer = looked.map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))??;
     if replica.standing(generation)?.taken_back != before.taken_back {
         let message = format!(
             "compare group {}: its replica was at another point meanwhile; ask again",
@@ -120,33 +118,30 @@ async fn answer(
         );
         return Err(Refusal::new(RefusalCode::Busy, message));
     }
-    if let Some((volume, granules)) = granules {
-        replica.compared(volume, granules);
-    }
     Ok(answer)
 }
-
-/// The answer, and what of which volume it is about.
-type Compared = (CompareAnswer, Option<(VolumeId, Range<Granule>)>);
 
 fn compare(
     replica: &GroupReplica,
     digester: &Digester,
     question: &CompareQuestion,
-) -> Result<Compared, ReplicaError> {
+) -> Result<CompareAnswer, ReplicaError> {
     let volumes = replica.volumes();
     let Some(volume) = volumes.iter().find(|volume| volume.info.id == question.volume) else {
-        return Ok((CompareAnswer::Unknown, None));
+        return Ok(CompareAnswer::Unknown);
     };
     if question.is_about_damage() {
-        return Ok((CompareAnswer::Damaged(damaged(replica, question)), None));
+        return Ok(CompareAnswer::Damaged(damaged(replica, question)));
+    }
+    if replica.unproven() > ByteCount::ZERO {
+        // What is the same here says nothing of other targets, which may lack what the source has lost track of. So all is sent, to all.
+        return Ok(CompareAnswer::Unknown);
     }
     let size = volume.info.size;
     let granules: Vec<Granule> = question.granules().collect();
-    let Some(last) = granules.last().copied().filter(|last| last.offset() < ByteOffset(size.0)) else {
-        return Ok((CompareAnswer::Unknown, None));
-    };
-    let about = (question.volume, question.first..Granule(last.0 + 1));
+    if granules.last().is_none_or(|last| last.offset() >= ByteOffset(size.0)) {
+        return Ok(CompareAnswer::Unknown);
+    }
     // What is damaged is sent, even if it should be the checksum of it that was damaged.
     let damaged: Vec<Extent> = replica.damaged_blocks(question.volume);
     let mut digests = Vec::with_capacity(granules.len());
@@ -162,7 +157,7 @@ fn compare(
         digests.push(digest);
     }
     let same = digester.all(digests.iter()) == question.digest;
-    Ok((if same { CompareAnswer::Same } else { CompareAnswer::Differs(digests) }, Some(about)))
+    Ok(if same { CompareAnswer::Same } else { CompareAnswer::Differs(digests) })
 }
 
 fn is_in(granule: Granule, extent: &Extent) -> bool {

@@ -36,8 +36,10 @@ pub use section::{DIRTY_PERCENT, Hours, ResyncSection, WINDOWS_MAX};
 const READ_ASSUMED: f64 = 200e6;
 /// More damaged granules than this of a volume, and all of it is compared.
 const DAMAGED_MAX: usize = 64 * 1024;
-/// A target that still says that it lacks a comparison is compared again so long after the last one: what it says may be older than that.
+/// A target that still says that it lacks something is sent everything again so long after the last time: what it says may be older.
 const UNPROVEN_AGAIN: Duration = Duration::from_secs(60);
+/// The same while something waits to be sent, which may be what it lacks, and may be what is written all the time.
+const UNPROVEN_SENDING_MAX: Duration = Duration::from_secs(3600);
 /// The rate of a comparison is told after so long.
 const RATE_AFTER_S: f64 = 2.0;
 
@@ -398,16 +400,18 @@ impl Resyncs {
         }
     }
 
-    /// A target that began in the middle of the history has no point before everything was compared with it; that does not wait.
+    /// A target that began in the middle of the history has no point before it was sent everything; that does not wait.
     fn plan_new_target(&self, state: &mut State, look: &Look) {
         let unproven = state.condition.map_or(ByteCount::ZERO, |condition| condition.unproven);
-        let lately = state.ended.is_some_and(|ended| ended.elapsed() < UNPROVEN_AGAIN);
+        let sending = look.volumes.iter().any(|(_, _, dirty)| *dirty > ByteCount::ZERO);
+        let pause = if sending { UNPROVEN_SENDING_MAX } else { UNPROVEN_AGAIN };
+        let lately = state.ended.is_some_and(|ended| ended.elapsed() < pause);
         if unproven == ByteCount::ZERO || state.stage != Stage::None || !state.planned.is_empty() || lately {
             return;
         }
         for volume in 0..look.volumes.len() {
             let cause =
-                Cause::new(ResyncReason::NewTarget, "a target has nothing of before, and is compared");
+                Cause::new(ResyncReason::NewTarget, "a target has nothing of before, and is sent everything");
             state.planned.insert(volume, Plan { part: Part::All, cause, now: true });
         }
     }

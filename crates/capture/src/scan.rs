@@ -264,6 +264,10 @@ impl Source for ScanSource {
         Cut { fold, consistency, time }
     }
 
+    fn send_again(&mut self, volume: usize) {
+        self.volumes[volume].checksums.fill(None);
+    }
+
     /// Nothing is kept over a restart: the first pass reads everything.
     fn acknowledged(&mut self, _held: Epoch) {}
 

@@ -114,6 +114,10 @@ pub trait Source: Send {
         let _ = volume;
         false
     }
+    /// Sends all of a volume again, where it is compared all the time.
+    fn send_again(&mut self, volume: usize) {
+        let _ = volume;
+    }
     /// Compares these granules of a volume with the replica again. False when they are compared all the time.
     fn suspect_granules(&mut self, volume: usize, granules: &mut dyn Iterator<Item = Granule>) -> bool {
         let _ = (volume, granules);

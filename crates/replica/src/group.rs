@@ -276,7 +276,7 @@ impl GroupReplica {
     fn apply_locked(&self, writer: &mut Writer, delta: &Delta<'_>) -> Result<Applied, ReplicaError> {
         let mut plan = self.plan(writer, delta)?;
         let muted;
-        let delta = if writer.state.unproven && !self.all_compared(&plan.state.volumes) {
+        let delta = if writer.state.unproven && !self.all_arrived(&plan.state.volumes) {
             // What the source calls a point is none of a replica that lacks what came before.
             muted = delta.without_point();
             plan.state.consistency = muted.stamp.consistency;
@@ -323,9 +323,9 @@ impl GroupReplica {
         fault_point("after-state");
         self.publish(writer, state, delta, plan.images);
         if proven {
-            self.core.compared.lock().clear();
+            self.core.arrived.lock().clear();
         } else if writer.state.unproven {
-            self.overwritten(delta);
+            self.arrived(delta);
         }
         self.core.uncatalogued.fetch_add(usize::from(bytes.is_some()), Ordering::Relaxed);
         Ok(Applied {

@@ -1,14 +1,14 @@
 //! Replicas that begin in the middle of a history: those of targets that a group gets later, or whose files were lost.
 //!
 //! What such a replica is sent are changes of something that it never had. So nothing that it holds counts as a state of the disks until
-//! the source has compared every granule of every volume with it since it began: a granule that was the same is right from there on, by
-//! the epochs that follow, and of one that differs the source knows that it must be sent, and offers no point before it was.
-//! Which granules were compared is known in memory only. When the target ends in between, the source is told that nothing is compared,
-//! and compares everything again.
+//! every granule of every volume has come whole since it began: it is right from there on, by the epochs that follow. The source is asked to
+//! send everything again: whatever it wants to compare is not known here, and so is sent, to all targets. That a granule were the same here would
+//! not do: the source takes what is the same for the same at all targets, of which another may lack what this one has not.
+//! Which granules have come is known in memory only. When the target ends in between, everything is sent again.
 //!
 //! The order, and what breaks when it is changed: the state says that the replica is unproven before the first epoch is applied (else a
-//! crash leaves epochs that look as if they began with a whole first copy), and that it is proven with the first epoch after the last
-//! granule was compared, which the source cut after its comparison began.
+//! crash leaves epochs that look as if they began with a whole first copy), and that it is proven with the first epoch after the one
+//! that brought the last granule.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,8 +21,8 @@ use crate::delta::{Delta, ranges};
 use crate::state::{State, VolumeState};
 use crate::{GroupReplica, ReplicaError};
 
-/// Which granules the source has compared, by volume: a bit each.
-pub(crate) type Compared = Mutex<HashMap<VolumeId, Vec<u64>>>;
+/// Which granules have come whole, by volume: a bit each.
+pub(crate) type Arrived = Mutex<HashMap<VolumeId, Vec<u64>>>;
 
 impl GroupReplica {
     /// Whether it has taken in no epoch yet, so that [`GroupReplica::begin_after`] may say where it begins.
@@ -32,7 +32,7 @@ impl GroupReplica {
     }
 
     /// Begins after `epoch` of a history that it has nothing of: it takes the epochs that follow, and has no point until
-    /// everything was [compared](GroupReplica::compared). Durable when this returns.
+    /// everything has come whole. Durable when this returns.
     ///
     /// # Errors
     /// When it has taken in epochs, or follows another generation: nothing changed. A failure of storage poisons it.
@@ -66,7 +66,7 @@ impl GroupReplica {
             return Err(error);
         }
         fault_point("after-state");
-        self.core.compared.lock().clear();
+        self.core.arrived.lock().clear();
         let mut shared = self.core.shared.write();
         (shared.generation, shared.history) = (state.generation, state.history);
         (shared.applied, shared.unproven) = (state.applied, true);
@@ -75,15 +75,8 @@ impl GroupReplica {
         Ok(())
     }
 
-    /// The source has been told, as of an epoch that is applied, whether these granules are as they are there.
-    pub fn compared(&self, volume: VolumeId, granules: Range<Granule>) {
-        if self.core.shared.read().unproven {
-            self.mark(volume, granules);
-        }
-    }
-
-    /// An epoch has been applied: what it wrote whole needs no comparison.
-    pub(crate) fn overwritten(&self, delta: &Delta<'_>) {
+    /// An epoch has been applied: what it wrote whole is right.
+    pub(crate) fn arrived(&self, delta: &Delta<'_>) {
         for (volume, changes) in &delta.changes {
             let info = &delta.volumes[*volume];
             for range in ranges(changes) {
@@ -102,8 +95,8 @@ impl GroupReplica {
     }
 
     fn mark(&self, volume: VolumeId, granules: Range<Granule>) {
-        let mut compared = self.core.compared.lock();
-        let words = compared.entry(volume).or_default();
+        let mut arrived = self.core.arrived.lock();
+        let words = arrived.entry(volume).or_default();
         let needed = granules.end.0.div_ceil(64) as usize;
         if words.len() < needed {
             words.resize(needed, 0);
@@ -113,27 +106,27 @@ impl GroupReplica {
         }
     }
 
-    /// Bytes that are still to be compared before it can have a point; 0 when it began with its history.
+    /// Bytes that are still to come before it can have a point; 0 when it began with its history.
     pub fn unproven(&self) -> ByteCount {
         let shared = self.core.shared.read();
         if !shared.unproven {
             return ByteCount::ZERO;
         }
-        // At least one: before its volumes are known, and until an epoch has been applied on what was compared.
+        // At least one: before its volumes are known, and until an epoch has been applied after them.
         let left: u64 = shared.volumes.iter().map(|volume| self.left(volume)).sum();
         ByteCount(left.max(1))
     }
 
     fn left(&self, volume: &VolumeState) -> u64 {
         let granules = volume.info.size.0.div_ceil(GRANULE_BYTES);
-        let compared = self.core.compared.lock();
-        let words = compared.get(&volume.info.id).map(Vec::as_slice).unwrap_or_default();
+        let arrived = self.core.arrived.lock();
+        let words = arrived.get(&volume.info.id).map(Vec::as_slice).unwrap_or_default();
         let done: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
         granules.saturating_sub(done) * GRANULE_BYTES
     }
 
-    /// Whether the source has compared all of these.
-    pub(crate) fn all_compared(&self, volumes: &[VolumeState]) -> bool {
+    /// Whether all of these have come.
+    pub(crate) fn all_arrived(&self, volumes: &[VolumeState]) -> bool {
         volumes.iter().all(|volume| self.left(volume) == 0)
     }
 }

@@ -1,6 +1,6 @@
 //! What apply, views and work in the background share: the list of layers, the images, who looks at what.
 //!
-//! Lock order: the promoted volumes', [`Core::upkeep`], [`Core::checksums`], [`Core::pinning`], the writer's, a view's, [`Core::building`], [`Shared`], [`Core::compared`]. [`Shared`] is never held
+//! Lock order: the promoted volumes', [`Core::upkeep`], [`Core::checksums`], [`Core::pinning`], the writer's, a view's, [`Core::building`], [`Shared`], [`Core::arrived`]. [`Shared`] is never held
 //! across I/O.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -17,7 +17,7 @@ use crate::error::Context;
 use crate::failover::Failover;
 use crate::image::Image;
 use crate::layer::Layer;
-use crate::middle::Compared;
+use crate::middle::Arrived;
 use crate::pins::Pin;
 use crate::recent::Recent;
 use crate::scrub::Checksums;
@@ -44,7 +44,7 @@ pub(crate) struct Core {
     /// One span at a time is built.
     pub(crate) building: Mutex<Builder>,
     /// Of a replica that began in the middle of a history.
-    pub(crate) compared: Compared,
+    pub(crate) arrived: Arrived,
     /// By the file's serial number: a name of a span may come again.
     handles: Recent<u64, Arc<dyn StorageFile>>,
     pages: Pages,
@@ -62,7 +62,7 @@ pub(crate) struct Shared {
     pub(crate) history: HistoryId,
     /// Neither committed nor cancelled.
     pub(crate) failover: Option<Failover>,
-    /// It began in the middle of a history, and was not compared with its source since.
+    /// It began in the middle of a history, and not everything has come since.
     pub(crate) unproven: bool,
     /// Its volumes are written here. Changed with the writer's lock held.
     pub(crate) promoted: bool,
@@ -117,7 +117,7 @@ impl Core {
             pinning: Mutex::default(),
             uncatalogued: AtomicUsize::new(0),
             building: Mutex::default(),
-            compared: Mutex::default(),
+            arrived: Mutex::default(),
             handles: Recent::new(FILE_HANDLES_MAX),
             pages: Recent::new(INDEX_PAGES_MAX),
             poison: OnceLock::new(),

@@ -47,7 +47,7 @@ pub(crate) struct State {
     pub(crate) consistency: Consistency,
     /// Neither committed nor cancelled.
     pub(crate) failover: Option<Failover>,
-    /// It began in the middle of a history, and its source has not compared everything with it since: what the images hold is no
+    /// It began in the middle of a history, and not everything has come since: what the images hold is no
     /// state of the disks, and no epoch is a point.
     pub(crate) unproven: bool,
     /// Every volume that has an image, in the order they first came.
@@ -97,7 +97,10 @@ impl State {
             ));
         }
         if self.unproven && self.floor > Epoch::NONE {
-            return Err(format!("point {} is offered of a replica that nobody has compared yet", self.floor));
+            return Err(format!(
+                "point {} is offered of a replica that has not got everything yet",
+                self.floor
+            ));
         }
         if self.failover.is_none() && self.history_before != HistoryId::SOURCE {
             return Err("a history before a failover is named, and there is no failover".to_owned());
@@ -402,7 +405,7 @@ mod tests {
         assert!(with(64, 4).contains("consistency 4"));
         assert!(with(65, 0).contains("without a generation"));
         assert!(with(66, 2).contains("failover flag 2"));
-        assert!(with(67, 1).contains("nobody has compared"));
+        assert!(with(67, 1).contains("has not got everything"));
         assert!(with(67, 2).contains("flag 2 of a beginning"));
         assert!(with(112, 2).contains("there is no failover"));
         assert!(with(66, 1).contains("is none of this history"));
