@@ -32,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) asked: Vec<(ResourceId, TaskKind)>,
     /// Whether the agent says how its tasks go.
     pub(crate) answers: bool,
+    /// Scripts that the agent has not done yet, by name.
+    pub(crate) at_work: Vec<&'static str>,
     /// Where the target stands.
     pub(crate) standing: Standing,
     /// Of the agent: its disks are handed over.
@@ -99,6 +101,7 @@ impl Parts {
             mute_target: false,
             asked: Vec::new(),
             answers: true,
+            at_work: Vec::new(),
         }
     }
 
@@ -122,7 +125,7 @@ impl Parts {
             if !self.asked.iter().any(|(id, _)| *id == task.id) {
                 self.asked.push((task.id.clone(), task.kind.clone()));
             }
-            if !self.answers {
+            if !self.answers || self.at_work.iter().any(|script| is_of(&task.kind, script)) {
                 continue;
             }
             let result = match task.kind {

@@ -251,6 +251,8 @@ async fn a_run_survives_the_config_server_at_every_step(mut site: Site) {
     );
     let plan = keep(&admin, "shop", &steps).await;
     let id = begin(&token, &plan, RunMode::Planned).await;
+    // No script ends before the config server was gone while it ran.
+    parts.at_work = vec!["start", "last"];
     let mut killed = Vec::new();
     for _ in 0..ROUNDS_MAX {
         let run = look(&token, &id).await;
@@ -258,6 +260,7 @@ async fn a_run_survives_the_config_server_at_every_step(mut site: Site) {
             run.steps.iter().find(|step| step.state == StepState::Running).map(|step| step.id.to_string());
         if let Some(step) = running.filter(|step| !killed.contains(step)) {
             killed.push(step.clone());
+            parts.at_work.retain(|script| *script != step);
             site.stop().await;
             // As if its lease had run out.
             let pool = sqlx::AnyPool::connect(&site.config.database).await.unwrap();
