@@ -142,7 +142,7 @@ fn signer(keys: Option<&Path>, dns: &PlanDns) -> Result<Option<TSigner>, Trouble
         .map_err(|error| Trouble::Final(format!("read the TSIG key {}: {error}", path.display())))
 }
 
-/// Reads a key as `tsig-keygen` and `keymgr -t` write it: `key "name" { algorithm hmac-sha256; secret "..."; };`.
+/// Reads a key as `tsig-keygen` writes it: `key "name" { algorithm hmac-sha256; secret "..."; };`.
 fn read_key(path: &Path) -> Result<TSigner, String> {
     let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if metadata.mode() & 0o007 != 0 {
@@ -156,16 +156,15 @@ fn read_key(path: &Path) -> Result<TSigner, String> {
 
 fn key_of_text(text: &str) -> Result<TSigner, String> {
     let words = words_of(text);
-    let after = |word: &str| {
-        let place = words.iter().position(|own| own == word)?;
-        words.get(place + 1).map(String::as_str)
-    };
-    let needed = |word: &str| {
-        after(word).ok_or_else(|| {
+    // A key may be called as what is in its block.
+    let (head, block) = words.split_at(words.iter().position(|word| word == "{").unwrap_or(words.len()));
+    let needed = |word: &str, within: &[String]| {
+        let place = within.iter().position(|own| own == word);
+        place.and_then(|place| within.get(place + 1)).cloned().ok_or_else(|| {
             format!("it has no `{word}`; expected `key \"NAME\" {{ algorithm hmac-sha256; secret \"...\"; }};`, as tsig-keygen writes it")
         })
     };
-    let (owner, algorithm) = (name(needed("key")?)?, needed("algorithm")?.to_ascii_lowercase());
+    let (owner, algorithm) = (name(&needed("key", head)?)?, needed("algorithm", block)?.to_ascii_lowercase());
     let known =
         Name::from_ascii(&algorithm).map(TsigAlgorithm::from_name).map_err(|error| error.to_string())?;
     if !known.supported() {
@@ -174,8 +173,9 @@ fn key_of_text(text: &str) -> Result<TSigner, String> {
         ));
     }
     // What the secret is not said, also where it is wrong.
-    let secret =
-        BASE64.decode(needed("secret")?.as_bytes()).map_err(|_| "its secret is not base64".to_owned())?;
+    let secret = BASE64
+        .decode(needed("secret", block)?.as_bytes())
+        .map_err(|_| "its secret is not base64".to_owned())?;
     TSigner::new(secret, known, owner, FUDGE_S).map_err(|error| error.to_string())
 }
 
@@ -342,6 +342,7 @@ mod tests {
         assert_eq!((key.signer_name().to_string().as_str(), key.key()), ("seawall.", &b"secret secret"[..]));
         let commented = "/* secret \"x\"; */ key seawall{algorithm \"hmac-sha256\";// secret \"y\";\nsecret \"//8=\";};# end";
         assert_eq!(key_of_text(commented).unwrap().key(), [255, 255]);
+        assert_eq!(key_of_text(&text.replace("\"seawall\"", "\"secret\"")).unwrap().key(), b"secret secret");
         for (wrong, named) in [
             (text.replace("hmac-sha512", "hmac-md5"), "hmac-md5"),
             (text.replace("secret \"", "sceret \""), "no `secret`"),
