@@ -78,10 +78,7 @@ async fn kernel_a_group_comes_home_by_its_config_server() -> anyhow::Result<()> 
     ensure!(job.state == JobState::Done, "{job:#?}");
     let reverse = fleet.group(&group).await.reversed_by.context("what protects in its place")?;
     ensure!(reverse == spare.info.group);
-    until("the original disk has what spare has", || async {
-        (content(disk.device()).unwrap() == spare.content()).then_some(())
-    })
-    .await;
+    becomes_equal(&fleet, &reverse, || (content(disk.device()).unwrap(), spare.content())).await;
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::EXCL;
     let busy = rustix::fs::open(disk.device(), flags, rustix::fs::Mode::empty());
     ensure!(busy.is_err(), "nobody mounts a disk that is a replica");

@@ -1,5 +1,5 @@
 //! A whole fleet, in one process: config server, process server, target server and agents that scan files, each with its own
-//! certificate and state. Nothing here needs root.
+//! certificate and state. What needs root is called `kernel_`.
 
 mod failover;
 mod home;
@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use block::GroupId;
 use control::StateCode;
 use control::fleet::{
     Confirm, GroupInfo, JobInfo, JobState, Login, MachineInfo, MadeEnrolToken, NewEnrolToken, NewPolicy,
@@ -269,13 +270,21 @@ async fn ended(client: &Client, job: &JobInfo) -> JobInfo {
 }
 
 async fn replicated(fleet: &Fleet, machine: &Machine, group: &GroupInfo) {
+    becomes_equal(fleet, &group.id, || (fleet.replica(group), machine.content())).await;
+}
+
+/// Waits until a replica and a disk of the group are equal. Says how the group is when that does not come.
+async fn becomes_equal(fleet: &Fleet, group: &GroupId, look: impl Fn() -> (Vec<u8>, Vec<u8>)) {
     let began = Instant::now();
-    while fleet.replica(group) != machine.content() {
+    loop {
+        let (replica, disk) = look();
+        if replica == disk {
+            return;
+        }
         if began.elapsed() >= PATIENCE {
-            let (replica, disk) = (fleet.replica(group), machine.content());
             let at = replica.iter().zip(&disk).position(|(replica, disk)| replica != disk);
             let client = fleet.client().await;
-            let now: serde_json::Value = client.get(&format!("/groups/{}", group.id)).await.unwrap();
+            let now: Value = client.get(&format!("/groups/{group}")).await.unwrap();
             panic!(
                 "waited in vain: the replica has {} bytes, the disk {}, they differ at {at:?}: {now:#}",
                 replica.len(),

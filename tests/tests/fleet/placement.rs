@@ -1,6 +1,8 @@
 //! Several target servers: a group that two keep, and one that moves from one to another.
 
-use control::fleet::{ChangeTargets, ResourceId};
+use control::fleet::{ChangeTargets, Policy, ResourceId};
+
+use seawall_tests::{GRANULE, random, root};
 
 use super::*;
 
@@ -110,4 +112,55 @@ async fn targets_come_and_go() {
     fleet.arrives_at("dr2", &one, &group).await;
     second.shutdown().await;
     fleet.end(vec![both, one]).await;
+}
+
+/// The source has lost its tracking, and one of two targets has nothing yet: what is the same there says nothing of the other one, which
+/// has missed just that.
+#[tokio::test(flavor = "multi_thread")]
+async fn kernel_tracking_is_lost_while_a_target_is_blank() -> anyhow::Result<()> {
+    if !root("kernel_tracking_is_lost_while_a_target_is_blank") {
+        return Ok(());
+    }
+    let fleet = Fleet::new().await;
+    let (second, second_id) = fleet.another_target("dr2").await;
+    let first_id = fleet.target_named("dr").await;
+    // Nothing that can be compressed, and so slow that all of it takes seconds.
+    let client = fleet.client().await;
+    let policies: Vec<PolicyInfo> = client.get("/policies").await?;
+    let policy = Policy { bandwidth_bytes_s: Some(DISK_BYTES as u64 / 8), ..policies[0].policy.clone() };
+    let slow = NewPolicy { name: policies[0].name.clone(), policy };
+    let _: Value = client.call(Method::PUT, &format!("/policies/{}", policies[0].id), Some(&slow)).await?;
+    let image = fleet.base.path().join("web.img");
+    std::fs::write(&image, random(DISK_BYTES as u64)?)?;
+    let disk = scratch::LoopDisk::attach(&image, 512)?;
+    let mut web = fleet.machine_with("web", "ebpf", disk.device()).await;
+    let group = fleet.protect_at(&web, vec![first_id.clone()]).await;
+    web.write(1);
+    fleet.arrives_at("dr", &web, &group).await;
+
+    // The other one begins, and is not sent half of it before nobody follows the disk. What is written then is what a blank image has there.
+    let asked = ChangeTargets { target_servers: vec![first_id, second_id], despite_warnings: true };
+    let job: JobInfo = client.post(&format!("/groups/{}/targets", group.id), &asked).await?;
+    let blank = fleet.base.path().join("dr2/data").join(group.id.to_string());
+    until("the other target has begun", || async { find(&blank, "replica.img") }).await;
+    web.agent.take().unwrap().shutdown().await;
+    let bpf = fleet.base.path().join(format!("web{BPF}"));
+    capture::detach(&bpf.join("seawall"), Some(&group.id.to_string()))?;
+    let file = std::fs::OpenOptions::new().write(true).open(&web.disk)?;
+    file.write_all_at(&vec![0; 4 * GRANULE], (DISK_BYTES - 4 * GRANULE) as u64)?;
+    file.sync_all()?;
+    web.agent = Some(start_agent(&web.file));
+    let job = ended(&client, &job).await;
+    assert_eq!(job.state, JobState::Done, "{job:#?}");
+    for name in ["dr", "dr2"] {
+        fleet.arrives_at(name, &web, &group).await;
+    }
+    // And it goes on as it was.
+    web.write(2);
+    for name in ["dr", "dr2"] {
+        fleet.arrives_at(name, &web, &group).await;
+    }
+    second.shutdown().await;
+    fleet.end(vec![web]).await;
+    Ok(())
 }
