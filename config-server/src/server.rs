@@ -118,6 +118,7 @@ impl ConfigServer {
             until_stopped(Box::pin(api::watch_events(app.clone(), newest_event))),
             until_stopped(Box::pin(work(app.clone()))),
             until_stopped(Box::pin(alert::run(app.clone()))),
+            until_stopped(Box::pin(prove(app.clone()))),
             until_stopped(Box::pin(tidy(app.clone(), credentials, config))),
         ];
         Ok(Handle { local, app, stop, tasks })
@@ -329,6 +330,16 @@ async fn work(app: Shared) {
             if let Err(fault) = protect::advance(&app, &mut held).await {
                 tracing::warn!(%fault, job = %held.job.id, "go on with a job; tried again");
             }
+        }
+    }
+}
+
+/// Begins the boot proofs that are due.
+async fn prove(app: Shared) {
+    loop {
+        tokio::time::sleep(protect::proof::LOOK_EVERY).await;
+        if let Err(fault) = protect::proof::begin_due(&app).await {
+            tracing::warn!(%fault, "look which proofs are due; tried again");
         }
     }
 }

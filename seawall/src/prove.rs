@@ -3,30 +3,25 @@
 //! The time counts from the command's beginning: what somebody would have waited for, had it been the worst day.
 
 use std::fs::File;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use ::boot::{Console, TEXT_BYTES_MAX, Watch, Why, end};
 use anyhow::Context;
 use clap::Args;
 use control::{OperatorRequest, ProofInfo};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::boot::{Machine, MachineOptions, end};
+use crate::boot::{Machine, MachineOptions};
 use crate::exit::Exit;
 use crate::text;
 
-/// What is kept of the console to be shown when it was in vain, in bytes.
-const TAIL_BYTES: usize = 4096;
-/// What is read of the console at a time, in bytes.
-const READ_BYTES: usize = 16 * 1024;
-/// The longest text to look for, in bytes.
-const TEXT_BYTES_MAX: usize = 1024;
+/// Lines of its console that are shown when it was in vain.
+const LINES_SHOWN: usize = 20;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -70,50 +65,6 @@ fn sought(text: &str) -> Result<String, String> {
     }
 }
 
-/// What a console has said.
-struct Watch<'a> {
-    expect: Vec<(&'a str, Option<Duration>)>,
-    never: &'a [String],
-    /// The end of it, in which a text may have begun.
-    tail: Vec<u8>,
-}
-
-impl Watch<'_> {
-    fn new<'a>(expect: &'a [String], never: &'a [String]) -> Watch<'a> {
-        Watch { expect: expect.iter().map(|text| (text.as_str(), None)).collect(), never, tail: Vec::new() }
-    }
-
-    /// Takes what it says at a time. `Err`: what it should never have said.
-    fn hear(&mut self, said: &[u8], at: Duration) -> Result<(), String> {
-        self.tail.extend_from_slice(said);
-        // Older bytes were looked at, but for a text that goes on here.
-        let from = self.tail.len().saturating_sub(said.len() + TEXT_BYTES_MAX);
-        let new = &self.tail[from..];
-        let has = |text: &str| new.windows(text.len()).any(|window| window == text.as_bytes());
-        let bad = self.never.iter().find(|text| has(text)).cloned();
-        for (text, seen) in self.expect.iter_mut().filter(|(_, seen)| seen.is_none()) {
-            *seen = has(text).then_some(at);
-        }
-        let surplus = self.tail.len().saturating_sub(TAIL_BYTES);
-        self.tail.drain(..surplus);
-        bad.map_or(Ok(()), Err)
-    }
-
-    fn all_seen(&self) -> bool {
-        self.expect.iter().all(|(_, seen)| seen.is_some())
-    }
-
-    fn missing(&self) -> String {
-        let missing = self.expect.iter().filter(|(_, seen)| seen.is_none());
-        missing.map(|(text, _)| format!("{text:?}")).collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// Why a point is not proven.
-type Why = String;
-/// A probe that runs.
-type Running<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Result<(), Why>>> + 'a>>;
-
 pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
     // Before anything is started, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
@@ -134,40 +85,16 @@ pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
     let mut command = prepared.command();
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut machine = command.spawn().context("run setpriv (of util-linux)")?;
-    let mut console = machine.stdout.take().context("the machine's console")?;
+    let console = machine.stdout.take().context("the machine's console")?;
     let mut watch = Watch::new(&options.expect, &options.never);
-    // It is read to the end, also while the probe runs: a console that nobody reads makes its machine wait.
-    let proving = async {
-        let mut bytes = vec![0; READ_BYTES];
-        let mut probing: Option<Running<'_>> = None;
-        loop {
-            if watch.all_seen() && probing.is_none() {
-                match &options.probe {
-                    None => return Ok(Ok(())),
-                    Some(program) => probing = Some(Box::pin(probe(program, options, &info))),
-                }
-            }
-            let length = tokio::select! {
-                length = console.read(&mut bytes) => length.context("read the machine's console")?,
-                probed = ended(&mut probing) => return probed,
-            };
-            if length == 0 {
-                let before = if probing.is_some() {
-                    "the probe ended".to_owned()
-                } else {
-                    format!("it said {}", watch.missing())
-                };
-                return Ok(Err(format!("the machine ended before {before}")));
-            }
-            if let Some(log) = &mut log {
-                log.write_all(&bytes[..length]).context("write the console's file")?;
-            }
-            if let Err(bad) = watch.hear(&bytes[..length], began.elapsed()) {
-                return Ok(Err(format!("the machine said {bad:?}")));
-            }
-            bar.set_message(last_line(&watch.tail));
-        }
+    let listening = Console {
+        watch: &mut watch,
+        log: log.as_mut().map(|log| log as &mut (dyn Write + Send)),
+        began,
+        shown: &mut |last| bar.set_message(last.to_owned()),
     };
+    let probing = options.probe.as_deref().map(|program| probe(program, options, &info));
+    let proving = listening.listen::<_, anyhow::Error>(console, probing);
     let within = text::span(options.within);
     let outcome: anyhow::Result<Result<(), Why>> = tokio::select! {
         outcome = tokio::time::timeout(options.within.saturating_sub(began.elapsed()), proving) => match outcome {
@@ -191,14 +118,6 @@ pub(crate) async fn run(options: &ProveOptions) -> anyhow::Result<Exit> {
         false => None,
     };
     report(options, &prepared, &watch, outcome, took, kept.as_ref())
-}
-
-/// Waits for a probe that runs; for ever when none does.
-async fn ended(running: &mut Option<Running<'_>>) -> anyhow::Result<Result<(), Why>> {
-    match running {
-        Some(running) => running.await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn probe(
@@ -242,7 +161,7 @@ fn report(
     let exit = if outcome.is_ok() { Exit::Done } else { Exit::Short };
     if options.json {
         let seen: Vec<serde_json::Value> = watch
-            .expect
+            .expected()
             .iter()
             .map(|(text, seen)| serde_json::json!({ "text": text, "after_ms": seen.map(ms) }))
             .collect();
@@ -256,16 +175,14 @@ fn report(
         return Ok(exit);
     }
     let mut out = String::new();
-    for (text, seen) in &watch.expect {
+    for (text, seen) in watch.expected() {
         let when = seen.map_or_else(|| "not said".to_owned(), |seen| format!("after {}", text::span(seen)));
         out += &format!("  {text:?}: {when}\n");
     }
     match outcome {
         Ok(()) => out += &format!("Proven: {} has come up in {}.\n", machine.told(), text::span(took)),
         Err(why) => {
-            let tail = String::from_utf8_lossy(&watch.tail);
-            let last: Vec<&str> = tail.lines().rev().take(20).collect();
-            for line in last.iter().rev() {
+            for line in watch.last_lines(LINES_SHOWN) {
                 out += &format!("  | {line}\n");
             }
             out += &format!("Not proven: {}: {why}.\n", machine.told());
@@ -275,44 +192,9 @@ fn report(
     Ok(exit)
 }
 
-/// What a terminal can show of it.
-fn last_line(said: &[u8]) -> String {
-    let said = String::from_utf8_lossy(said);
-    let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    line.chars().filter(|char| !char.is_control()).take(120).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn texts(texts: &[&str]) -> Vec<String> {
-        texts.iter().map(|text| (*text).to_owned()).collect()
-    }
-
-    #[test]
-    fn texts_are_found_however_the_console_is_cut() {
-        let (expect, never) = (texts(&["debian login:", "Reached target"]), texts(&["panic"]));
-        let said = format!("{}Reached target Basic.\r\n\u{1b}[0mdebian login:", "x".repeat(3 * TAIL_BYTES));
-        for piece in [1, 2, 7, 4096, said.len()] {
-            let mut watch = Watch::new(&expect, &never);
-            for (index, piece) in said.as_bytes().chunks(piece).enumerate() {
-                assert!(!watch.all_seen(), "not before the end");
-                watch.hear(piece, Duration::from_secs(index as u64)).unwrap();
-            }
-            assert!(watch.all_seen() && watch.missing().is_empty(), "in pieces of {piece}");
-            assert!(watch.expect[1].1 <= watch.expect[0].1 && watch.tail.len() <= TAIL_BYTES);
-        }
-    }
-
-    #[test]
-    fn what_must_not_be_said_counts_even_with_what_must() {
-        let (expect, never) = (texts(&["login:"]), texts(&["Kernel panic"]));
-        let mut watch = Watch::new(&expect, &never);
-        watch.hear(b"Kernel pan", Duration::ZERO).unwrap();
-        assert_eq!(watch.hear(b"ic - not syncing\nlogin:", Duration::ZERO).unwrap_err(), "Kernel panic");
-        assert_eq!(Watch::new(&expect, &never).missing(), "\"login:\"");
-    }
 
     #[test]
     fn texts_have_a_length() {

@@ -37,6 +37,26 @@ pub struct Config {
     /// are overwritten. Without it none.
     #[serde(default)]
     pub adoptable_devices: Vec<PathBuf>,
+    /// How machines are started here when the config server asks for a boot proof.
+    #[serde(default)]
+    pub proof: ProofConfig,
+}
+
+/// How machines are started for boot proofs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProofConfig {
+    /// QEMU, as the system finds it. Default: `qemu-system-x86_64`.
+    pub qemu: PathBuf,
+    /// A program of this machine, its path, that is run when the console has said what it must, and tells by its exit status whether
+    /// all is well. It finds SEAWALL_GROUP and SEAWALL_POINT in its environment. Default: none.
+    pub probe: Option<PathBuf>,
+}
+
+impl Default for ProofConfig {
+    fn default() -> ProofConfig {
+        ProofConfig { qemu: PathBuf::from("qemu-system-x86_64"), probe: None }
+    }
 }
 
 /// One group.
@@ -246,6 +266,9 @@ impl Config {
                 "adoptable_devices has {}, which is not an absolute path",
                 device.display()
             ));
+        }
+        if let Some(probe) = self.proof.probe.as_ref().filter(|probe| !probe.is_absolute()) {
+            return refuse(format!("probe of [proof] is {}, which is not an absolute path", probe.display()));
         }
         let (mut ids, mut devices) = (HashSet::new(), BTreeSet::new());
         for group in &self.groups {

@@ -297,36 +297,24 @@ pub(crate) async fn serve(
     request: ExportRequest,
 ) -> Result<(), WireError> {
     let operator = operation.peer().to_string();
-    let starter = server.clone();
-    let start = move || starter.exports.start(&starter, request, operator);
-    let started = tokio::task::spawn_blocking(start).await;
-    let running =
-        match started.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string()))) {
-            Ok(running) => running,
+    if request.detach {
+        return match start_detached(server, request, operator).await {
+            Ok(info) => operation.reply(&json(&info)).await,
             Err(refusal) => {
                 operation.refuse(refusal.code, &refusal.message);
-                return Ok(());
+                Ok(())
             }
         };
+    }
+    let running = match start(server, request, operator).await {
+        Ok(running) => running,
+        Err(refusal) => {
+            operation.refuse(refusal.code, &refusal.message);
+            return Ok(());
+        }
+    };
     let id = running.id;
     let over = over(running.ended.subscribe(), running.lasts);
-    if running.request.detach {
-        let (info, is_limited) = (running.info(), running.lasts.is_some());
-        drop(running);
-        if is_limited {
-            let server = server.clone();
-            tokio::spawn(async move {
-                let why = tokio::select! {
-                    why = over => why,
-                    () = server.stopping() => return,
-                };
-                if end(&server, id).await.is_some() {
-                    tracing::info!(export = id, "{why}");
-                }
-            });
-        }
-        return operation.reply(&json(&info)).await;
-    }
     let head = json(&running.info());
     drop(running);
     let writer = match operation.stream(&head).await {
@@ -346,6 +334,43 @@ pub(crate) async fn serve(
         writer.refuse(code, message);
     }
     Ok(())
+}
+
+async fn start(
+    server: &Arc<Server>,
+    request: ExportRequest,
+    operator: String,
+) -> Result<Arc<Running>, Refusal> {
+    let starter = server.clone();
+    let start = move || starter.exports.start(&starter, request, operator);
+    let started = tokio::task::spawn_blocking(start).await;
+    started.unwrap_or_else(|error| Err(Refusal::new(RefusalCode::Internal, error.to_string())))
+}
+
+/// Starts one that goes on by itself until it is ended, its time is over, or the server stops.
+pub(crate) async fn start_detached(
+    server: &Arc<Server>,
+    request: ExportRequest,
+    operator: String,
+) -> Result<ExportInfo, Refusal> {
+    let running = start(server, request, operator).await?;
+    let (id, info) = (running.id, running.info());
+    let over = over(running.ended.subscribe(), running.lasts);
+    let is_limited = running.lasts.is_some();
+    drop(running);
+    if is_limited {
+        let server = server.clone();
+        tokio::spawn(async move {
+            let why = tokio::select! {
+                why = over => why,
+                () = server.stopping() => return,
+            };
+            if end(&server, id).await.is_some() {
+                tracing::info!(export = id, "{why}");
+            }
+        });
+    }
+    Ok(info)
 }
 
 /// Waits until an export has been stopped or its time is over; says which.
@@ -380,7 +405,7 @@ pub(crate) async fn stop(server: &Arc<Server>, operation: Operation, id: u64) ->
 }
 
 /// Ends one and waits until nothing of it runs, which may take as long as a request under way.
-async fn end(server: &Arc<Server>, id: u64) -> Option<ExportInfo> {
+pub(crate) async fn end(server: &Arc<Server>, id: u64) -> Option<ExportInfo> {
     let server = server.clone();
     tokio::task::spawn_blocking(move || server.exports.stop(id)).await.unwrap_or_default()
 }

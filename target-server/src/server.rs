@@ -207,6 +207,11 @@ impl Handle {
         groups.iter().filter_map(|group| retain::points_shown(&self.server, *group)).collect()
     }
 
+    /// For work that goes on until the server stops.
+    pub(crate) fn shared(&self) -> Arc<Server> {
+        self.server.clone()
+    }
+
     /// What leads groups through failovers.
     pub(crate) fn failovers(&self) -> crate::fleet::task::Failovers {
         crate::fleet::task::Failovers { server: self.server.clone() }

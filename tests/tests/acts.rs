@@ -107,6 +107,19 @@ impl Asked {
     }
 }
 
+/// What a command says, as soon as it says what is waited for.
+fn until_json(asked: &mut Asked, args: &[&str], holds: impl Fn(&Value) -> bool) -> Value {
+    let began = Instant::now();
+    loop {
+        let said = asked.json(args);
+        if holds(&said) {
+            return said;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain: {said}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 fn acts() -> Vec<String> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
     let document: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
@@ -204,6 +217,48 @@ fn every_act_has_its_command() {
 
     let output = asked.told(&["group", "targets", "web", "--target-server", "target-server"], "");
     assert!(!output.status.success() && text(&output).contains("already"), "{}", text(&output));
+
+    // A drill, and its end.
+    let drill = asked.json(&[
+        "group",
+        "drill",
+        "start",
+        "web",
+        "--point",
+        "latest",
+        "--for",
+        "1h",
+        "--target-server",
+        "target-server",
+        "--watch",
+    ]);
+    assert_eq!(drill["state"], "done", "{drill}");
+    let shown = until_json(&mut asked, &["group", "show", "web"], |group| {
+        group["drills"][0]["export"]["drill"] == "drill"
+    });
+    assert_eq!(shown["drills"][0]["export"]["writable"], true, "{shown}");
+    let output = asked.told(&["group", "drill", "start", "web"], "");
+    assert!(!output.status.success() && text(&output).contains("is running"), "{}", text(&output));
+    assert_eq!(asked.json(&["group", "drill", "stop", "web", "--watch"])["state"], "done");
+    until_json(&mut asked, &["group", "show", "web"], |group| group["drills"].is_null());
+    let output = asked.told(&["group", "drill", "stop", "web"], "");
+    assert!(!output.status.success() && text(&output).contains("no drill"), "{}", text(&output));
+
+    // A disk without anything to start from; the target says so.
+    let prove = [
+        "group",
+        "prove",
+        "web",
+        "--expect",
+        "login:",
+        "--within",
+        "1m",
+        "--target-server",
+        "target-server",
+        "--watch",
+    ];
+    let output = asked.told(&prove, "");
+    assert!(output.status.code() == Some(3) && text(&output).contains("nor boot code"), "{}", text(&output));
 
     // Failing over, and back. A scanned file cannot be handed over, and there is nothing to release; the acts say so.
     let failover = |asked: &mut Asked, step: &str, more: &[&str]| {

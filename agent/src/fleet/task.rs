@@ -31,7 +31,10 @@ pub(super) async fn perform(post: &Post, Task { id, kind }: Task, done: TaskDone
         | TaskKind::CommitFailover { .. }
         | TaskKind::CancelFailover { .. }
         | TaskKind::Promote { .. }
-        | TaskKind::Demote { .. } => Err(anyhow::anyhow!("this is an agent; a target server does that")),
+        | TaskKind::Demote { .. }
+        | TaskKind::Prove { .. }
+        | TaskKind::Drill { .. }
+        | TaskKind::EndDrill { .. } => Err(anyhow::anyhow!("this is an agent; a target server does that")),
         TaskKind::Script { command, arguments, environment, timeout_s } => {
             let asked = script::Asked { command, arguments, environment, timeout_s };
             script::run(post, id, asked).await

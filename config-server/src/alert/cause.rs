@@ -1,5 +1,7 @@
 //! What is wrong, found from what is declared and reported.
 
+use std::collections::HashMap;
+
 use block::ByteCount;
 use control::fleet::{AlertKind, AlertSettings, PartRole, UnixMillis};
 use control::{ResyncStage, Severity, StateCode};
@@ -48,6 +50,7 @@ pub(super) async fn all(store: &Store, settings: &AlertSettings) -> Answer<Vec<C
 
 async fn of_groups(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>> {
     let mut causes = Vec::new();
+    let unproven = unproven(store).await?;
     for watched in view::watched(store).await? {
         let (group, about) = (&watched.group, subject("groups", &watched.group.id.to_string()));
         let mut add = |kind, severity, message: String, mend: &str| {
@@ -92,6 +95,11 @@ async fn of_groups(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>
             let mend = "It begins by itself in the resync window; `seawall resync` begins it now.";
             add(AlertKind::Resync, Severity::Notice, message, mend);
         }
+        if let Some(why) = unproven.get(&group.id.to_string()) {
+            let message = format!("{} did not come up when that was tried last: {why}", group.name);
+            let mend = "Look at the job, and at proof-console in the group's directory at the target; prove an older point.";
+            add(AlertKind::Proof, Severity::Trouble, message, mend);
+        }
         if let Some(warning) = group.warnings.iter().find(|warning| warning.contains("space")) {
             let message = format!("{}: {warning}", group.name);
             add(
@@ -103,6 +111,22 @@ async fn of_groups(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>
         }
     }
     Ok(causes)
+}
+
+/// Groups whose last boot proof has failed, with what it said first.
+async fn unproven(store: &Store) -> Answer<HashMap<String, String>> {
+    let rows = sqlx::query(
+        "SELECT subject_id, message FROM jobs WHERE state = 'failed' AND kind = 'prove' AND number IN
+             (SELECT MAX(number) FROM jobs WHERE kind = 'prove' AND state IN ('done', 'failed') GROUP BY subject_id)",
+    )
+    .fetch_all(&store.read)
+    .await?;
+    let mut unproven = HashMap::new();
+    for row in rows {
+        let message: String = row.try_get("message")?;
+        unproven.insert(row.try_get("subject_id")?, message.lines().next().unwrap_or_default().to_owned());
+    }
+    Ok(unproven)
 }
 
 async fn of_parts(store: &Store, settings: &AlertSettings) -> Answer<Vec<Cause>> {

@@ -36,7 +36,7 @@ pub(crate) const APPROVALS_MAX: i64 = 1000;
 pub(super) enum Destructive {
     RemovePart { role: PartRole, id: ResourceId },
     RemoveGroup { id: GroupId },
-    ShortenRetention { id: ResourceId, name: Name, policy: Policy },
+    ShortenRetention { id: ResourceId, name: Name, policy: Box<Policy> },
     FollowShorter { group: GroupId, policy: ResourceId },
     DeletePolicy { id: ResourceId },
     DeletePlan { id: ResourceId },

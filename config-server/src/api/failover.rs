@@ -4,15 +4,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use block::GroupId;
-use control::fleet::{Confirm, JobInfo, JobKind, StartFailover};
+use control::fleet::{Confirm, EndDrill, JobInfo, JobKind, StartDrill, StartFailover, StartProof};
 
 use crate::api::approval::confirmed;
 use crate::api::extract::{Body, Id};
 use crate::api::guard::Caller;
 use crate::app::{App, Shared};
-use crate::fault::Answer;
+use crate::fault::{Answer, invalid};
 use crate::protect::failover::{Wish, begin};
-use crate::protect::home;
+use crate::protect::{drill, home, proof};
 use crate::view;
 
 type Begun = Answer<(StatusCode, Json<JobInfo>)>;
@@ -71,6 +71,54 @@ pub(crate) async fn demote(State(app): State<Shared>, caller: Caller, Id(id): Id
 
 pub(crate) async fn release(State(app): State<Shared>, caller: Caller, Id(id): Id<GroupId>) -> Begun {
     job(&app, &caller, &id, Wish::of(JobKind::Release)).await
+}
+
+/// Starts a machine on a point.
+pub(crate) async fn prove(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<StartProof>,
+) -> Begun {
+    let group = view::group(&app.store, &id).await?;
+    let mut proof = proof::policy_of(&app, &group).await?;
+    proof.expect = asked.expect.unwrap_or(proof.expect);
+    proof.within_s = asked.within_s.unwrap_or(proof.within_s);
+    proof.check().map_err(invalid)?;
+    let wish = proof::Wish { point: asked.point, proof, target: asked.target_server };
+    let mut act = app.store.act().await?;
+    let job = proof::begin(&app, &mut act, &id, wish, caller.shown()).await?;
+    act.commit().await?;
+    app.jobs_wake.notify_one();
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Begins a drill.
+pub(crate) async fn drill(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<StartDrill>,
+) -> Begun {
+    let mut act = app.store.act().await?;
+    let job = drill::begin(&app, &mut act, &id, asked, caller.shown()).await?;
+    act.commit().await?;
+    app.jobs_wake.notify_one();
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Ends one.
+pub(crate) async fn end_drill(
+    State(app): State<Shared>,
+    caller: Caller,
+    Id(id): Id<GroupId>,
+    Body(asked): Body<EndDrill>,
+) -> Begun {
+    let mut act = app.store.act().await?;
+    let job = drill::end(&app, &mut act, &id, asked, caller.shown()).await?;
+    act.commit().await?;
+    app.jobs_wake.notify_one();
+    Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
 /// Brings a group home.

@@ -325,6 +325,30 @@ fn protection() -> Vec<Act> {
         )
         .gives::<f::JobInfo>(202, "The job"),
         Act::post(
+            "/groups/{id}/drill",
+            OPERATE,
+            "Begin a drill: all volumes at a point, writable at the target for a while; replication goes on",
+            failover::drill,
+        )
+        .takes::<f::StartDrill>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/drill/end",
+            OPERATE,
+            "End a drill: what was written is dropped",
+            failover::end_drill,
+        )
+        .takes::<f::EndDrill>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
+            "/groups/{id}/prove",
+            OPERATE,
+            "Start a machine on a point at the target, on overlays and without a network, and look whether it comes up",
+            failover::prove,
+        )
+        .takes::<f::StartProof>()
+        .gives::<f::JobInfo>(202, "The job"),
+        Act::post(
             "/groups/{id}/failback",
             OPERATE,
             "Bring a group home after a failover: what runs in its place is handed over to the original disks, and its machine is protected again",

@@ -99,7 +99,8 @@ pub(crate) async fn set_policy(
     let before = view::policy(&app.store, &id).await?;
     if before.groups > 0 && before.policy.keeps_more_than(&asked.policy) {
         let what = format!("shorten the retention of policy {} with {} groups", before.name, before.groups);
-        let destructive = Destructive::ShortenRetention { id, name: asked.name, policy: asked.policy };
+        let destructive =
+            Destructive::ShortenRetention { id, name: asked.name, policy: Box::new(asked.policy) };
         return destroy(&app, &caller, what, destructive).await;
     }
     let mut act = app.store.act().await?;

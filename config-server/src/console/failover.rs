@@ -3,8 +3,10 @@
 use axum::extract::Path;
 use axum::http::Method;
 use axum::response::Response;
-use control::PointSelector;
-use control::fleet::{Confirm, GroupInfo, JobInfo, ServerInfo, StartFailover};
+use control::fleet::{
+    Confirm, GroupDrill, GroupInfo, JobInfo, Policy, ServerInfo, StartFailover, StartProof,
+};
+use control::{ExportPlace, PointSelector};
 use maud::{Markup, html};
 use serde_json::json;
 
@@ -227,6 +229,114 @@ pub(super) async fn start(visit: Visit, Path(id): Path<String>, form: Form) -> A
         target_server: form.optional("target_server")?,
     };
     begin(&visit, &id, "failover", &form, &asked).await
+}
+
+/// Begins a drill.
+pub(super) async fn drill(visit: Visit, Path(id): Path<String>, form: Form) -> Answer<Response> {
+    let hours: u64 = form.value("hours")?;
+    let asked = json!({
+        "point": form.optional("point")?.unwrap_or(PointSelector::Latest),
+        "lasts_s": hours.saturating_mul(3600),
+    });
+    begin(&visit, &id, "drill", &form, &asked).await
+}
+
+/// Ends one.
+pub(super) async fn end_drill(visit: Visit, Path(id): Path<String>, form: Form) -> Answer<Response> {
+    begin(&visit, &id, "drill/end", &form, &json!({ "name": form.get("name") })).await
+}
+
+/// The drills that are running.
+pub(super) fn drills(group: &GroupInfo, targets: &[ServerInfo]) -> Markup {
+    let at = |drill: &GroupDrill| {
+        let server = targets.iter().find(|server| server.id == drill.target_server);
+        let name = server.map_or(drill.target_server.as_str(), |server| server.name.as_str());
+        match &drill.export.place {
+            ExportPlace::Tls(address) => format!("nbds://{address} ({name})"),
+            _ => name.to_owned(),
+        }
+    };
+    html! {
+        @for drill in &group.drills {
+            @let export = &drill.export;
+            p { "Drill " strong { (export.drill.as_ref().map(ToString::to_string).unwrap_or_default()) } ": point " (words::number(export.point.epoch.0))
+                " of " (words::moment(words::millis(export.point.cut_time))) " is served for writing at " code { (at(drill)) } "; "
+                (words::count(export.connections, "client", "clients")) ", " (export.overlay_bytes) " written."
+                @if let Some(until) = export.until { " It ends " (words::when(words::millis(until))) "." } }
+        }
+    }
+}
+
+/// The form for drills: to begin one, or to end the one that is running.
+pub(super) fn drill_forms(visit: &Visit, group: &GroupInfo) -> Markup {
+    let (path, name) = (format!("/groups/{}/drill", group.id), words::shell(group.name.as_str()));
+    html! {
+        @for drill in group.drills.iter().filter_map(|drill| drill.export.drill.as_ref()) {
+            form.act method="post" action=(format!("{path}/end")) {
+                h3 { "End the drill " (drill) }
+                (layout::csrf(visit))
+                input type="hidden" name="name" value=(drill);
+                p { "Its clients are disconnected, and what was written is dropped." }
+                button { "End the drill" }
+                (layout::command(&format!("seawall group drill stop {name} --name {} --watch", words::shell(drill.as_str()))))
+            }
+        }
+        @if group.drills.is_empty() {
+            form.act.fields method="post" action=(path) {
+                h3 { "Drill" }
+                (layout::csrf(visit))
+                p { "The target serves all volumes at a point, writable, to try a recovery out. Replication goes on; what is written is dropped at the end." }
+                label { "Which point"
+                    select name="point" {
+                        option value="latest" { "the newest" }
+                        option value="application" { "the newest that is application-consistent" }
+                    } }
+                label { "For at most so many hours" input name="hours" type="number" min="1" max="720" value="4" required; }
+                button { "Begin the drill" }
+                (layout::command(&format!("seawall group drill start {name} --point latest --for 4h --watch")))
+            }
+        }
+    }
+}
+
+/// Begins a boot proof.
+pub(super) async fn prove(visit: Visit, Path(id): Path<String>, form: Form) -> Answer<Response> {
+    let expect: Vec<String> = form.get("expect").lines().map(|line| line.trim().to_owned()).collect();
+    let expect: Vec<String> = expect.into_iter().filter(|line| !line.is_empty()).collect();
+    let asked = StartProof {
+        point: form.optional("point")?.unwrap_or_default(),
+        expect: (!expect.is_empty()).then_some(expect),
+        ..StartProof::default()
+    };
+    begin(&visit, &id, "prove", &form, &asked).await
+}
+
+/// The form for that.
+pub(super) fn prove_form(visit: &Visit, group: &GroupInfo, policy: &Policy) -> Markup {
+    let proof = policy.proof.clone().unwrap_or_default();
+    let name = words::shell(group.name.as_str());
+    let expect: String =
+        proof.expect.iter().map(|text| format!(" --expect {}", words::shell(text))).collect();
+    html! {
+        form.act.fields method="post" action=(format!("/groups/{}/prove", group.id)) {
+            h3 { "Prove that it comes up" }
+            (layout::csrf(visit))
+            p { "The target server starts a machine on overlays of a point, without a network. Replication goes on. "
+                @match (&policy.proof, proof.every_s) {
+                    (Some(_), every_s @ 1..) => { "By its policy that is done every " strong { (words::span(i64::try_from(every_s).unwrap_or(i64::MAX / 1000).saturating_mul(1000))) } "." }
+                    _ => { "Its policy can ask for it regularly." }
+                } }
+            label { "Which point"
+                select name="point" {
+                    option value="latest" { "the newest" }
+                    option value="application" { "the newest that is application-consistent" }
+                } }
+            label { "What its serial console must say, a line each"
+                textarea name="expect" rows=(proof.expect.len()) maxlength="1700" spellcheck="false" { (proof.expect.join("\n")) } }
+            button { "Start a machine" }
+            (layout::command(&format!("seawall group prove {name} --point latest{expect} --watch")))
+        }
+    }
 }
 
 /// The other steps.

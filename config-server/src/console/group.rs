@@ -95,7 +95,7 @@ fn answer(group: &GroupInfo) -> Markup {
                 @match &group.proof {
                     Some(proof) => { "point " (words::number(proof.epoch.0)) " of " (words::moment(words::millis(proof.cut_time)))
                         ", in " strong { (words::span(i64::try_from(proof.took_ms).unwrap_or(i64::MAX))) } " (" (words::ago(words::millis(proof.proven))) ")" }
-                    None => { "never; " code { "seawall prove" } " at the target does it" }
+                    None => { "never" }
                 } }
             @if group.severity > control::Severity::Good { p { strong { "What to do: " } (group.what_to_do) } }
             @for warning in &group.warnings { p.problem { (warning) } }
@@ -176,7 +176,7 @@ pub(super) async fn page(visit: Visit, Path(id): Path<String>) -> Shown {
                 (volumes(&group))
             }
         }
-        section data-stage=(failover::stage(&group).code()) { h2 { "Lifecycle" } (failover::way(&group)) }
+        section data-stage=(failover::stage(&group).code()) { h2 { "Lifecycle" } (failover::way(&group)) (failover::drills(&group, &servers)) }
         section { h2 { "Recovery points" } (timeline::show(&group, &points, &policy.policy)) }
     };
     let rest = html! {
@@ -283,6 +283,7 @@ async fn acts(
                         (layout::command(&format!("seawall group resync {} --watch", words::shell(name))))
                     }
                 }
+                @if group.newest_point.is_some() { (failover::drill_forms(visit, group)) (failover::prove_form(visit, group, &policy.policy)) }
                 form.act.fields method="post" action=(format!("{path}/change")) {
                     h3 { "Policy and placement" }
                     (layout::csrf(visit))

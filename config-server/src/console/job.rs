@@ -28,6 +28,9 @@ fn what(job: &JobInfo) -> String {
         JobKind::Demote => "Demote",
         JobKind::Release => "Release the disks of",
         JobKind::FailBack => "Bring home",
+        JobKind::Drill => "Begin a drill of",
+        JobKind::EndDrill => "End a drill of",
+        JobKind::Prove => "Prove that it comes up:",
         JobKind::Plan => "Run the plan",
     };
     format!("{verb} {}", job.subject)

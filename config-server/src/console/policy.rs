@@ -3,7 +3,7 @@
 use axum::extract::Path;
 use axum::http::Method;
 use axum::response::Response;
-use control::fleet::{NewPolicy, Policy, PolicyInfo, RetentionRule, Role};
+use control::fleet::{NewPolicy, Policy, PolicyInfo, ProofPolicy, RetentionRule, Role};
 use maud::{Markup, html};
 
 use super::door::Visit;
@@ -90,6 +90,7 @@ fn fields(name: &str, policy: &Policy) -> Markup {
         let found = policy.retention.iter().find(|rule| rule.every_s == every);
         found.map_or_else(String::new, |rule| length(rule.for_s))
     };
+    let proof = policy.proof.clone().unwrap_or_default();
     html! {
         label { "Name" input name="name" value=(name) required maxlength="64" autocomplete="off" spellcheck="false"; }
         label { "A point every, in milliseconds" input name="epoch_interval_ms" type="number" min="100" max="3600000" value=(policy.epoch_interval_ms) required; }
@@ -103,6 +104,11 @@ fn fields(name: &str, policy: &Policy) -> Markup {
         label { "Space for the history at most, in bytes (empty for no limit)" input name="space_bytes_max" type="number" min="1" value=(optional(policy.space_bytes_max)); }
         label { "Sent at most, in bytes a second (empty for no limit)" input name="bandwidth_bytes_s" type="number" min="16384" value=(optional(policy.bandwidth_bytes_s)); }
         label { "Percent of one processor for the agent (empty for no limit)" input name="cpu_percent" type="number" min="5" max="100000" value=(optional(policy.cpu_percent)); }
+        fieldset { legend { "Boot proofs: a machine is started on the newest point" }
+            label { "Every, as in 24h (empty: only when somebody asks)" input name="proof_every" value=(if proof.every_s == 0 { String::new() } else { length(proof.every_s) }) placeholder="24h, 7d" pattern="[0-9]+[mhd]" autocomplete="off"; }
+            label { "What its serial console must say, a line each" textarea name="proof_expect" rows=(proof.expect.len()) maxlength="1700" spellcheck="false" { (proof.expect.join("\n")) } }
+            label { "Within, in seconds" input name="proof_within_s" type="number" min="10" max="7200" value=(proof.within_s); }
+        }
         @if !policy.bandwidth_windows.is_empty() {
             p.quiet { (policy.bandwidth_windows.len()) " windows of the bandwidth schedule stay as they are; the API changes them." }
         }
@@ -127,9 +133,28 @@ fn read(form: &Form, base: Policy) -> Answer<NewPolicy> {
         space_bytes_max: form.optional("space_bytes_max")?,
         bandwidth_bytes_s: form.optional("bandwidth_bytes_s")?,
         cpu_percent: form.optional("cpu_percent")?,
+        proof: read_proof(form, base.proof)?,
         ..base
     };
     Ok(NewPolicy { name: form.value("name")?, policy })
+}
+
+/// What the form says of proofs; what it does not have stays. A form that says nothing of them leaves them as they are.
+fn read_proof(form: &Form, base: Option<ProofPolicy>) -> Answer<Option<ProofPolicy>> {
+    let lines = form.get("proof_expect").lines().map(str::trim).filter(|line| !line.is_empty());
+    let expect: Vec<String> = lines.map(str::to_owned).collect();
+    let every = form.get("proof_every");
+    if every.is_empty() && expect.is_empty() {
+        return Ok(base);
+    }
+    let before = base.clone().unwrap_or_default();
+    let proof = ProofPolicy {
+        every_s: if every.is_empty() { 0 } else { read_length(every)? },
+        expect: if expect.is_empty() { before.expect.clone() } else { expect },
+        within_s: form.optional("proof_within_s")?.unwrap_or(before.within_s),
+        ..before
+    };
+    Ok(if base.is_none() && proof == ProofPolicy::default() { None } else { Some(proof) })
 }
 
 pub(super) async fn make(visit: Visit, form: Form) -> Answer<Response> {

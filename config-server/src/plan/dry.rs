@@ -1,7 +1,7 @@
 //! Looking whether a step could be done, without doing anything.
 
 use control::fleet::UnixMillis;
-use control::fleet::plan::{PlanAction, PlanCommit, PlanDns, PlanFailover, PlanPoint, PlanScript};
+use control::fleet::plan::{PlanAction, PlanCommit, PlanDns, PlanFailover, PlanPoint, PlanProve, PlanScript};
 use control::fleet::{Name, PartRole, TaskKind};
 
 use super::step::{Doing, Went, ask_agent, group_named};
@@ -18,7 +18,8 @@ pub(super) async fn look(doing: &mut Doing<'_>) -> Answer<Went> {
         PlanAction::Manual(_) => Ok(Went::Passed("Would wait for a person.".to_owned())),
         PlanAction::Failover(PlanFailover { groups, .. })
         | PlanAction::Commit(PlanCommit { groups })
-        | PlanAction::Point(PlanPoint { groups, .. }) => look_at_groups(doing, groups, "").await,
+        | PlanAction::Point(PlanPoint { groups, .. })
+        | PlanAction::Prove(PlanProve { groups, .. }) => look_at_groups(doing, groups, "").await,
         PlanAction::Script(script) => look_at_script(doing, script).await,
         PlanAction::Dns(asked) => Ok(look_at_dns(doing, asked, "")),
         PlanAction::Webhook(asked) => {

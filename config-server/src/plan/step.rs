@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use control::PointSelector;
 use control::fleet::plan::{
-    FailoverPoint, PlanAction, PlanCommit, PlanFailover, PlanManual, PlanPoint, PlanScript, PlanStep,
-    RunMode, StepPointAge,
+    FailoverPoint, PlanAction, PlanCommit, PlanFailover, PlanManual, PlanPoint, PlanProve, PlanScript,
+    PlanStep, RunMode, StepPointAge,
 };
 use control::fleet::{
     GroupInfo, JobInfo, JobKind, JobState, Name, PartRole, PointNow, ProblemCode, ResourceId, StepState,
@@ -22,6 +22,7 @@ use crate::declared::declared;
 use crate::fault::{Answer, Fault, internal};
 use crate::job::{self, Asked, task};
 use crate::protect::failover::{self, Wish};
+use crate::protect::proof;
 use crate::store::Act;
 use crate::view;
 
@@ -96,6 +97,7 @@ pub(super) async fn ages(app: &App, step: &PlanStep, mode: RunMode) -> Answer<Ve
         Some(PlanAction::Failover(_)) if mode == RunMode::Planned => return Ok(Vec::new()),
         Some(PlanAction::Failover(failover)) => (&failover.groups, failover.point),
         Some(PlanAction::Point(point)) => (&point.groups, FailoverPoint::Newest),
+        Some(PlanAction::Prove(prove)) => (&prove.groups, prove.point),
         _ => return Ok(Vec::new()),
     };
     let now = UnixMillis::now();
@@ -134,7 +136,8 @@ pub(super) async fn go_on(doing: &mut Doing<'_>) -> Answer<Went> {
         }
         PlanAction::Failover(PlanFailover { groups, .. })
         | PlanAction::Commit(PlanCommit { groups })
-        | PlanAction::Point(PlanPoint { groups, .. }) => children(doing, groups).await,
+        | PlanAction::Point(PlanPoint { groups, .. })
+        | PlanAction::Prove(PlanProve { groups, .. }) => children(doing, groups).await,
         PlanAction::Script(script) => run_script(doing, script).await,
         PlanAction::Manual(manual) => ask_person(doing, manual).await,
         PlanAction::Dns(asked) => {
@@ -237,6 +240,15 @@ async fn begin_child(doing: &mut Doing<'_>, name: &Name) -> Answer<Option<Resour
             Wish { kind: JobKind::Failover, point, planned, promote: failover.promote, target: None }
         }
         Some(PlanAction::Commit(_)) => Wish::of(JobKind::CommitFailover),
+        Some(PlanAction::Prove(prove)) => {
+            let point = match prove.point {
+                FailoverPoint::Newest => PointSelector::Latest,
+                FailoverPoint::Application => PointSelector::Application,
+            };
+            let proof = proof::policy_of(doing.app, &group).await?;
+            let wish = proof::Wish { point, proof, target: None };
+            return Ok(Some(proof::begin(doing.app, doing.act, &group.id, wish, who).await?.id));
+        }
         Some(PlanAction::Point(point)) => {
             let label = format!("plan {}", doing.run.plan.name).parse().ok();
             let asked = PointNow { consistency: point.consistency, label };

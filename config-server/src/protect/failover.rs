@@ -375,7 +375,7 @@ pub(super) async fn taken_up(
 }
 
 /// A job of one step.
-async fn last(
+pub(super) async fn last(
     app: &App,
     act: &mut Act,
     held: &mut Held,

@@ -3,11 +3,13 @@
 //! Every step is found again from the store, so that any config server can go on after any other; nothing is declared
 //! before every check has passed.
 
+pub(crate) mod drill;
 pub(crate) mod failover;
 pub(crate) mod home;
 mod link;
 mod plan;
 mod preflight;
+pub(crate) mod proof;
 
 use control::fleet::{EventKind, JobKind, PartRole, ResourceId, StepInfo, StepState, TaskKind, UnixMillis};
 use sqlx::Row;
@@ -73,6 +75,8 @@ pub(crate) async fn advance(app: &App, held: &mut Held) -> Answer<()> {
         JobKind::Protect => advance_protect(app, &mut act, held).await,
         JobKind::Unprotect => advance_unprotect(app, &mut act, held).await,
         JobKind::Point | JobKind::Resync => advance_task(&mut act, held).await,
+        JobKind::Drill | JobKind::EndDrill => drill::advance(app, &mut act, held).await,
+        JobKind::Prove => proof::advance(app, &mut act, held).await,
         JobKind::FailBack => home::advance(app, &mut act, held).await,
         JobKind::Plan => crate::plan::advance(app, &mut act, held).await,
         _ => failover::advance(app, &mut act, held).await,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use block::{Epoch, GroupId, Ladder, UnixNanos};
 use control::fleet::{
-    GroupFailover, GroupInfo, Overview, Page, ResourceId, RpoStage, SampleInfo, UnixMillis, VolumeInfo,
+    GroupDrill, GroupFailover, GroupInfo, Overview, Page, ResourceId, RpoStage, SampleInfo, UnixMillis,
+    VolumeInfo,
 };
 use control::{
     AgentReport, Bottleneck, ProcessGroup, ProcessServerStatus, ResyncStatus, Severity, StateCode,
@@ -214,6 +215,7 @@ fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
         failover,
         reversed_by: declared.reversed_by,
         proof: target.and_then(|(_, group)| group.proof.clone()),
+        drills: drills(declared, heard),
     };
     Watched {
         group,
@@ -224,6 +226,21 @@ fn seen_now(declared: &DeclaredGroup, heard: &Heard) -> Watched {
         since: Some(declared.created),
         resync: report.and_then(|report| report.resync.clone()),
     }
+}
+
+/// The drills of a group at its target servers.
+fn drills(declared: &DeclaredGroup, heard: &Heard) -> Vec<GroupDrill> {
+    let mut drills = Vec::new();
+    for target_server in &declared.targets {
+        let Some((_, served)) = heard.target(target_server.as_str()) else { continue };
+        let of_group = served.status.exports.iter();
+        let of_group = of_group.filter(|export| export.group == declared.id && export.drill.is_some());
+        drills.extend(
+            of_group
+                .map(|export| GroupDrill { target_server: target_server.clone(), export: export.clone() }),
+        );
+    }
+    drills
 }
 
 /// Where a group stands between its source and this target; nothing when no failover has come between them.

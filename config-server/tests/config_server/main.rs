@@ -10,6 +10,7 @@ mod home;
 mod membership;
 mod parts;
 mod plans;
+mod proofs;
 mod protection;
 mod several;
 mod state;

@@ -43,6 +43,10 @@ pub(crate) struct Parts {
     pub(crate) done_at_target: Vec<String>,
     /// The target begins what it is asked, and does not say so.
     pub(crate) mute_target: bool,
+    /// Machines and drills that the target was asked to start.
+    pub(crate) started: Vec<TaskKind>,
+    /// What is started there does not come up.
+    pub(crate) machine_fails: bool,
     /// Recovery points at the target, once there is one.
     pub(crate) points: u64,
     /// What the target was told last.
@@ -100,6 +104,8 @@ impl Parts {
             process: part(PartRole::ProcessServer, hub).await,
             target: part(PartRole::TargetServer, target).await,
             points: 1,
+            started: Vec::new(),
+            machine_fails: false,
             told_target: DesiredTargetServer::default(),
             digests: Default::default(),
             age: Some(Duration::from_secs(1)),
@@ -207,8 +213,16 @@ impl Parts {
                 self.done_at_target.push(json["task"].as_str().unwrap().to_owned());
             }
             let result = json!({"generation": self.standing.generation, "epoch": 8});
-            let message = "done at the target.".to_owned();
-            done.push(TaskUpdate { id: task.id, state: TaskState::Done, message, result });
+            let (mut state, mut message) = (TaskState::Done, "done at the target.");
+            let fails = self.machine_fails && matches!(task.kind, TaskKind::Prove { .. });
+            if matches!(task.kind, TaskKind::Prove { .. } | TaskKind::Drill { .. }) {
+                self.started.push(task.kind);
+                if fails {
+                    (state, message) =
+                        (TaskState::Failed, "Point 7 did not come up: no disk.\nThe last it said: ...");
+                }
+            }
+            done.push(TaskUpdate { id: task.id, state, message: message.to_owned(), result });
         }
         if !done.is_empty() && !self.mute_target {
             self.target_says(done).await;

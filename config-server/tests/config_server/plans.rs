@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use control::PointSelector;
 use control::fleet::plan::{AnswerStep, NewPlan, PlanInfo, PlanRun, RunMode, RunPlan, RunStep};
 use control::fleet::{Confirm, JobInfo, JobState, ResourceId, Role, StepState, TaskKind};
 use enrol::Client;
@@ -131,7 +132,7 @@ async fn a_plan_is_kept_run_and_reported(site: Site) {
     let (url, told) = receiver(1).await;
     let steps = format!(
         "- {{id: point, title: A last point, point: {{groups: [web], consistency: crash}}}}
-- {{id: only-drill, when: drill, wait: {{seconds: 1}}}}
+- {{id: only-drill, when: drill, prove: {{groups: [web], point: application}}}}
 - {{id: start, script: {{machine: web, command: start.sh, arguments: [a b, c]}}}}
 - {{id: absent, on_failure: continue, script: {{machine: web, command: absent}}}}
 - {{id: if-absent, only_if: {{step: absent, outcome: failed}}, wait: {{seconds: 1}}}}
@@ -223,6 +224,8 @@ async fn a_plan_is_kept_run_and_reported(site: Site) {
     let id = begin(&operator, &plan, RunMode::Drill).await;
     let run = until(&mut parts, &operator, &id, waits).await;
     assert_eq!(step(&run, "only-drill").state, StepState::Passed);
+    let started = |kind: &TaskKind| matches!(kind, TaskKind::Prove { point: PointSelector::Application, .. });
+    assert!(parts.started.len() == 1 && started(&parts.started[0]), "{:?}", parts.started);
     operator.post::<_, Value>(&format!("/jobs/{id}/cancel"), &serde_json::json!({})).await.unwrap();
     assert_eq!(problem(answer(&operator, &id, "person", true, "").await).code, "conflict");
     let resumed = operator.post::<_, Value>(&format!("/runs/{id}/resume"), &serde_json::json!({})).await;

@@ -8,6 +8,7 @@ use control::fleet::{
 use enrol::{Client, EnrolError, ServerUrl};
 use scratch::postgres::{PG_BIN, Postgres};
 use seawall_config_server::{Config, ConfigServer, Handle, InitOptions, init};
+use sqlx::Connection as _;
 use wire::WebTrust;
 
 pub(crate) const ADMINISTRATOR: &str = "admin";
@@ -100,6 +101,12 @@ impl Site {
                 url_of(postgres, "other")
             }
         }
+    }
+
+    /// Changes the state behind the config server's back: what took hours there took none here.
+    pub(crate) async fn sql(&self, sql: &str) {
+        let mut connection = sqlx::AnyConnection::connect(&self.config.database).await.unwrap();
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
     }
 
     /// One more config server with the same state and the same authority.

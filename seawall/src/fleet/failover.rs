@@ -3,12 +3,12 @@
 use block::UnixNanos;
 use clap::{Args, Subcommand};
 use control::PointSelector;
-use control::fleet::{Confirm, GroupFailover, GroupInfo, ServerInfo, StartFailover};
+use control::fleet::{Confirm, GroupFailover, GroupInfo, StartFailover};
 use serde_json::json;
 
+use super::Fleet;
 use super::change::Certain;
-use super::group::{Followed, Which, begin};
-use super::{Fleet, id_of};
+use super::group::{Followed, Which, begin, target_named};
 use crate::exit::Exit;
 use crate::text;
 
@@ -111,11 +111,7 @@ pub(super) async fn run(options: &GroupFailoverOptions) -> anyhow::Result<Exit> 
             let fleet = Fleet::open(followed.place())?;
             let group = which.find(&fleet).await?;
             let target_server = match target_server {
-                Some(named) => {
-                    let servers: Vec<ServerInfo> = fleet.all("/target-servers").await?;
-                    let servers = servers.iter().map(|server| (server.name.as_str(), &server.id));
-                    Some(id_of("target server", named, servers)?)
-                }
+                Some(named) => Some(target_named(&fleet, named).await?),
                 None => None,
             };
             let about = match planned {

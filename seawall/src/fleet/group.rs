@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use block::{ByteCount, Label};
 use clap::{Args, Subcommand};
+use control::PointSelector;
 use control::fleet::{
-    ChangeGroup, ChangeTargets, Confirm, GroupInfo, JobInfo, PointList, PointNow, SampleInfo, ServerInfo,
-    UnixMillis,
+    ChangeGroup, ChangeTargets, Confirm, GroupInfo, JobInfo, PointList, PointNow, ResourceId, SampleInfo,
+    ServerInfo, StartProof, UnixMillis,
 };
 use hyper::Method;
 use serde::Serialize;
@@ -86,6 +87,35 @@ enum GroupCommand {
     Resync {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        followed: Followed,
+    },
+    /// Try a recovery out: serve its volumes at a point, writable, for a while
+    Drill(super::drill::GroupDrillOptions),
+    /// Start a machine on a point at its target, and look whether it comes up
+    #[command(after_help = "Examples:
+  seawall group prove web --watch
+  seawall group prove web --point application --expect 'Reached target multi-user.target' --within 15m --watch
+
+The machine runs on overlays and without a network; replication goes on, and nothing of it stays but the time that it took, which the
+group shows. What is not said is as the group's policy says; a policy can ask for proofs regularly:
+  seawall policy change default --set 'proof={\"every_s\":86400,\"expect\":[\"login:\"]}'
+Exit status with --watch: 0 when it came up, 3 when it did not. Needs qemu-system-x86 at the target server.")]
+    Prove {
+        #[command(flatten)]
+        which: Which,
+        /// Recovery point: latest, application (the newest that is application-consistent), or an epoch's number
+        #[arg(long, value_name = "POINT", default_value_t)]
+        point: PointSelector,
+        /// What its serial console must say; may be given several times
+        #[arg(long, value_name = "TEXT")]
+        expect: Vec<String>,
+        /// How long that may take, as in 15m
+        #[arg(long, value_name = "SPAN", value_parser = seawall_target_server::parse_span)]
+        within: Option<Duration>,
+        /// Which of its target servers starts it, by name
+        #[arg(long, value_name = "NAME")]
+        target_server: Option<String>,
         #[command(flatten)]
         followed: Followed,
     },
@@ -207,9 +237,11 @@ impl GroupOptions {
             GroupCommand::Point { followed, .. }
             | GroupCommand::Resync { followed, .. }
             | GroupCommand::Failback { followed, .. }
+            | GroupCommand::Prove { followed, .. }
             | GroupCommand::Targets { followed, .. } => followed.common.json,
             GroupCommand::Reverse(options) => options.json(),
             GroupCommand::Failover(options) => options.json(),
+            GroupCommand::Drill(options) => options.json(),
             GroupCommand::Samples { common, .. }
             | GroupCommand::Change { common, .. }
             | GroupCommand::Remove { common, .. } => common.json,
@@ -282,15 +314,26 @@ pub(crate) async fn run(options: &GroupOptions) -> anyhow::Result<Exit> {
         }
         GroupCommand::Targets { which, target_servers, despite_warnings, followed } => {
             let fleet = Fleet::open(followed.place())?;
-            let servers: Vec<ServerInfo> = fleet.all("/target-servers").await?;
             let mut asked = ChangeTargets { target_servers: Vec::new(), despite_warnings: *despite_warnings };
             for named in target_servers {
-                let servers = servers.iter().map(|server| (server.name.as_str(), &server.id));
-                asked.target_servers.push(id_of("target server", named, servers)?);
+                asked.target_servers.push(target_named(&fleet, named).await?);
             }
             begin(which, "targets", &json!(asked), followed).await
         }
+        GroupCommand::Drill(options) => super::drill::run(options).await,
         GroupCommand::Reverse(options) => super::home::reverse(options).await,
+        GroupCommand::Prove { which, point, expect, within, target_server, followed } => {
+            let asked = StartProof {
+                point: *point,
+                expect: (!expect.is_empty()).then(|| expect.clone()),
+                within_s: within.map(|within| within.as_secs()),
+                target_server: match target_server {
+                    Some(named) => Some(target_named(&Fleet::open(followed.place())?, named).await?),
+                    None => None,
+                },
+            };
+            begin(which, "prove", &json!(asked), followed).await
+        }
         GroupCommand::Failback { which, certain, followed } => {
             let group = which.find(&Fleet::open(followed.place())?).await?;
             let about = "What runs in its place is closed to everybody, and its machine's disks become what that has.";
@@ -310,6 +353,12 @@ pub(crate) async fn run(options: &GroupOptions) -> anyhow::Result<Exit> {
             acted.say(common, &format!("The group {} is removed.", group.name))
         }
     }
+}
+
+/// The target server of this name.
+pub(super) async fn target_named(fleet: &Fleet, named: &str) -> anyhow::Result<ResourceId> {
+    let servers: Vec<ServerInfo> = fleet.all("/target-servers").await?;
+    id_of("target server", named, servers.iter().map(|server| (server.name.as_str(), &server.id)))
 }
 
 pub(super) async fn begin(

@@ -202,6 +202,7 @@ pub(super) fn render_group(group: &GroupInfo) -> String {
     }
     shown += &format!("{stages}\n");
     shown += &super::failover::render_standing(group);
+    shown += &super::drill::render(group);
     for warning in &group.warnings {
         shown += &format!("Warning: {warning}\n");
     }

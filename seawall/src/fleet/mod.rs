@@ -6,6 +6,7 @@ pub(crate) mod api_token;
 pub(crate) mod approval;
 pub(crate) mod change;
 pub(crate) mod discover;
+pub(crate) mod drill;
 pub(crate) mod events;
 pub(crate) mod failover;
 pub(crate) mod group;

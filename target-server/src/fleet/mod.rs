@@ -1,6 +1,8 @@
 //! A target server of a fleet: which groups it keeps, and how, is told by the config server, and acted on whether that runs or
 //! not. Their keys come sealed: only this server can open them.
 
+mod drill;
+mod prove;
 pub(crate) mod task;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ use parking_lot::Mutex;
 use crate::config::{Config, ConfigError, DeviceConfig, GroupConfig, RetentionConfig};
 use crate::server::{Handle, StartError, TargetServer};
 
+/// Who it is that exports and proves points when the config server asks.
+const OPERATOR: &str = "the config server";
 /// Where keys of groups are, below the state directory.
 const KEYS_DIR: &str = "keys";
 /// After so long it is tried again to do what could not be done.
@@ -41,6 +45,8 @@ struct Post {
     running: Mutex<Running>,
     /// Groups whose points somebody looks at.
     points_of: Mutex<Vec<GroupId>>,
+    /// Held by the proof that goes on.
+    proving: tokio::sync::Mutex<()>,
 }
 
 /// A running target server of a fleet. Dropping it stops it without waiting.
@@ -71,6 +77,7 @@ impl FleetTargetServer {
             opener,
             running: Mutex::default(),
             points_of: Mutex::default(),
+            proving: tokio::sync::Mutex::default(),
         });
         let told = member.desired().borrow().clone();
         post.act(told).await?;

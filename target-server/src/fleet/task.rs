@@ -7,12 +7,18 @@ use control::{FailoverReply, FailoverStep, PointSelector};
 use enrol::TaskDone;
 use serde_json::json;
 
-use super::Post;
+use super::{Post, drill, prove};
 use crate::refusal::Refusal;
 use crate::server::Handle;
 
 pub(super) async fn perform(post: std::sync::Arc<Post>, kind: TaskKind, done: TaskDone) {
     tracing::warn!(?kind, "the config server asks");
+    if let TaskKind::Prove { group, point, volumes, proof } = kind {
+        return prove::perform(post, prove::Asked { group, point, volumes, proof }, done).await;
+    }
+    if let TaskKind::Drill { .. } | TaskKind::EndDrill { .. } = kind {
+        return drill::perform(post, kind, done).await;
+    }
     // Reads and writes of the replica.
     let work = move || {
         let running = post.running.lock();

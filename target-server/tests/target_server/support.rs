@@ -49,6 +49,7 @@ impl Site {
         let config = Config {
             config_server: None,
             adoptable_devices: Vec::new(),
+            proof: Default::default(),
             listen: "127.0.0.1:0".to_owned(),
             credentials: dir.path().join("target"),
             data: dir.path().join("data"),

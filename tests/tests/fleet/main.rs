@@ -4,6 +4,7 @@
 mod failover;
 mod home;
 mod placement;
+mod proof;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

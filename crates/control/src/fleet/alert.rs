@@ -21,6 +21,8 @@ super::names! {
         Cache "cache"
         /// A target server's store is filling.
         Store "store"
+        /// A group's machine did not come up when that was tried last.
+        Proof "proof"
         /// A certificate ends soon and was not renewed.
         Certificate "certificate"
         /// A part does not report.

@@ -1,8 +1,8 @@
-use block::{Generation, GroupId};
+use block::{Generation, GroupId, Label};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Desired, ResourceId, Revoked, SealFor, UnixMillis};
+use super::{Desired, ProofPolicy, ResourceId, Revoked, SealFor, UnixMillis};
 use crate::{AgentReport, GroupPoints, PointSelector, ProcessServerStatus, StateCode, TargetServerStatus};
 
 /// Disks that one machine may report. More are left out by the agent, and refused by the config server.
@@ -373,6 +373,42 @@ pub enum TaskKind {
         /// Which group.
         #[schema(value_type = String)]
         group: GroupId,
+    },
+    /// To a target server: serve all volumes of the group at a point, writable, for a while.
+    Drill {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
+        /// Which point.
+        #[schema(value_type = String)]
+        point: PointSelector,
+        /// What it is called.
+        #[schema(value_type = String)]
+        name: Label,
+        /// It ends by itself after so long.
+        lasts_s: u64,
+    },
+    /// To a target server: end that; what was written is dropped.
+    EndDrill {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
+        /// What it is called.
+        #[schema(value_type = String)]
+        name: Label,
+    },
+    /// To a target server: start a machine on a point of the group, and look whether it comes up. The result is the proof.
+    Prove {
+        /// Which group.
+        #[schema(value_type = String)]
+        group: GroupId,
+        /// Which point.
+        #[schema(value_type = String)]
+        point: PointSelector,
+        /// The machine's disks, by name; it starts from the first.
+        volumes: Vec<String>,
+        /// What it is, and what it must say.
+        proof: ProofPolicy,
     },
     /// To an agent: run a script of the agent's own directory of scripts; what it prints is told with the result.
     Script {

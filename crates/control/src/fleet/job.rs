@@ -28,6 +28,12 @@ super::names! {
         Release "release"
         /// Ends a failover by going back to the original site, with everything that was written since.
         FailBack "fail-back"
+        /// Serves a group's volumes at a point, for writing, for a while.
+        Drill "drill"
+        /// Ends that.
+        EndDrill "end-drill"
+        /// Starts a machine on a point and looks whether it comes up.
+        Prove "prove"
         /// Runs a recovery plan, step by step.
         Plan "plan"
     }

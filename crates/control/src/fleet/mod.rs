@@ -44,6 +44,7 @@ mod lifecycle;
 pub mod plan;
 mod policy;
 mod problem;
+mod proof;
 mod resource;
 mod value;
 
@@ -65,13 +66,16 @@ pub use enrol::{
     Enrol, EnrolTokenInfo, Enrolled, MadeEnrolToken, NewEnrolToken, PartRole, Renew, Renewed, Revoked,
 };
 pub use job::{JobInfo, JobKind, JobState, StepInfo, StepState};
-pub use lifecycle::{GroupFailover, StartFailover};
+pub use lifecycle::{
+    DRILL_LASTS_S, DRILL_LASTS_S_MAX, EndDrill, GroupDrill, GroupFailover, StartDrill, StartFailover,
+};
 pub use plan::{NewPlan, Plan, PlanInfo, PlanRun, RunMode};
 pub use policy::{
     BandwidthWindow, NewPolicy, Policy, PolicyError, PolicyInfo, RETENTION_RULES_MAX, RPO_S_MAX,
     RetentionRule, WINDOWS_MAX,
 };
 pub use problem::{Problem, ProblemCode};
+pub use proof::{BootBus, BootFirmware, PROOF_TEXT_CHARS_MAX, PROOF_TEXTS_MAX, ProofPolicy, StartProof};
 pub use resource::{
     ChangeGroup, ChangeTargets, Confirm, EventInfo, EventKind, GroupInfo, MachineInfo, Overview, Page,
     PointList, PointNow, Protect, RpoStage, SampleInfo, ServerInfo, Unprotect, VolumeChoice, VolumeInfo,

@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Name, ResourceId, UnixMillis};
+use super::{Name, ProofPolicy, ResourceId, UnixMillis};
 
 /// Rules of retention in a policy. More are refused.
 pub const RETENTION_RULES_MAX: usize = 16;
@@ -74,6 +74,9 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 25_165_824, maximum = 68_719_476_736_u64)]
     pub epoch_memory_bytes: Option<u64>,
+    /// How machines are proven to come up; without it only when somebody asks for a proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofPolicy>,
 }
 
 fn rpo_s_max() -> u64 {
@@ -145,6 +148,7 @@ impl Default for Policy {
             cpu_percent: None,
             ring_bytes: None,
             epoch_memory_bytes: None,
+            proof: None,
         }
     }
 }
@@ -223,7 +227,8 @@ impl Policy {
         if let Some(ring) = self.ring_bytes.filter(|ring| !ring.is_power_of_two()) {
             return refuse(format!("ring_bytes is {ring}, expected a power of two"));
         }
-        within("epoch_memory_bytes", self.epoch_memory_bytes, MEMORY_BYTES)
+        within("epoch_memory_bytes", self.epoch_memory_bytes, MEMORY_BYTES)?;
+        self.proof.as_ref().map_or(Ok(()), ProofPolicy::check).map_err(PolicyError)
     }
 
     fn check_retention(&self) -> Result<(), PolicyError> {
@@ -373,6 +378,10 @@ mod tests {
         bad(|policy| policy.time_zone = Some("a b".into()), "time_zone");
         bad(|policy| policy.ring_bytes = Some(3 << 20), "power of two");
         bad(|policy| policy.cpu_percent = Some(1), "cpu_percent is 1");
+        bad(
+            |policy| policy.proof = Some(ProofPolicy { cpus: 0, ..ProofPolicy::default() }),
+            "cpus of the proof",
+        );
         let window = |from: &str, days: &[&str]| BandwidthWindow {
             days: days.iter().map(|day| (*day).to_owned()).collect(),
             from: from.to_owned(),

@@ -2,7 +2,9 @@ use block::{Generation, GroupId, Ladder};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Capacity, DiskInfo, GroupFailover, GuestInfo, Name, PartRole, ResourceId, UnixMillis};
+use super::{
+    Capacity, DiskInfo, GroupDrill, GroupFailover, GuestInfo, Name, PartRole, ResourceId, UnixMillis,
+};
 use crate::{Bottleneck, CaptureMode, PointInfo, ProofInfo, Severity, StateCode};
 
 /// A part of a list.
@@ -174,6 +176,9 @@ pub struct GroupInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub proof: Option<ProofInfo>,
+    /// Drills that are running, as the target servers said last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drills: Vec<GroupDrill>,
 }
 
 impl GroupInfo {

@@ -96,7 +96,7 @@ impl PlanStep {
             [_] => {}
             [] => {
                 return Err(
-                    "it says nothing to do; it needs one of failover, commit, point, wait, script, manual, dns, webhook"
+                    "it says nothing to do; it needs one of failover, commit, point, prove, wait, script, manual, dns, webhook"
                         .to_owned(),
                 );
             }
@@ -112,6 +112,7 @@ impl PlanStep {
                 check_groups(groups)
             }
             Some(PlanAction::Point(point)) => point.check(),
+            Some(PlanAction::Prove(prove)) => check_groups(&prove.groups),
             Some(PlanAction::Wait(wait)) => {
                 within("seconds", wait.seconds, WAIT_S_MAX)?;
                 match wait.seconds >= self.timeout_s {
@@ -410,7 +411,10 @@ mod tests {
         let kinds: Vec<&str> = plan.steps.iter().map(|step| step.action().unwrap().kind()).collect();
         assert_eq!(
             kinds,
-            ["point", "failover", "script", "wait", "manual", "dns", "webhook", "manual", "manual", "commit"]
+            [
+                "point", "prove", "failover", "script", "wait", "manual", "dns", "webhook", "manual",
+                "manual", "commit"
+            ]
         );
         assert_eq!((plan.goals.rpo_s, plan.goals.rto_s), (Some(60), Some(1800)));
     }

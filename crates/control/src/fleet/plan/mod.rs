@@ -105,6 +105,9 @@ pub struct PlanStep {
     /// Take a recovery point of groups, all at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<PlanPoint>,
+    /// Start a machine on a point of each of these groups, and look whether it comes up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prove: Option<PlanProve>,
     /// Let time pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<PlanWait>,
@@ -135,6 +138,8 @@ pub enum PlanAction<'a> {
     Commit(&'a PlanCommit),
     /// Take a recovery point of groups.
     Point(&'a PlanPoint),
+    /// Prove that groups' machines come up.
+    Prove(&'a PlanProve),
     /// Let time pass.
     Wait(&'a PlanWait),
     /// Run a script.
@@ -154,6 +159,7 @@ impl PlanAction<'_> {
             PlanAction::Failover(_) => "failover",
             PlanAction::Commit(_) => "commit",
             PlanAction::Point(_) => "point",
+            PlanAction::Prove(_) => "prove",
             PlanAction::Wait(_) => "wait",
             PlanAction::Script(_) => "script",
             PlanAction::Manual(_) => "manual",
@@ -168,6 +174,7 @@ impl PlanAction<'_> {
             PlanAction::Failover(failover) => &failover.groups,
             PlanAction::Commit(commit) => &commit.groups,
             PlanAction::Point(point) => &point.groups,
+            PlanAction::Prove(prove) => &prove.groups,
             _ => &[],
         }
     }
@@ -176,11 +183,12 @@ impl PlanAction<'_> {
 impl PlanStep {
     /// Everything that it says to do; a step that was checked says one.
     fn actions(&self) -> impl Iterator<Item = PlanAction<'_>> {
-        let Self { failover, commit, point, wait, script, manual, dns, webhook, .. } = self;
+        let Self { failover, commit, point, prove, wait, script, manual, dns, webhook, .. } = self;
         [
             failover.as_ref().map(PlanAction::Failover),
             commit.as_ref().map(PlanAction::Commit),
             point.as_ref().map(PlanAction::Point),
+            prove.as_ref().map(PlanAction::Prove),
             wait.as_ref().map(PlanAction::Wait),
             script.as_ref().map(PlanAction::Script),
             manual.as_ref().map(PlanAction::Manual),
@@ -305,6 +313,18 @@ pub struct PlanPoint {
     /// application, filesystem or crash.
     #[serde(default = "application")]
     pub consistency: block::Consistency,
+}
+
+/// Start a machine on a point of each of these groups, on overlays and without a network, and look whether it comes up. What it must say is as
+/// the groups' policies say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanProve {
+    /// Whose, by their machines' names.
+    pub groups: Vec<Name>,
+    /// Which point.
+    #[serde(default)]
+    pub point: FailoverPoint,
 }
 
 fn application() -> block::Consistency {

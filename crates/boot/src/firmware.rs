@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use control::fleet::BootFirmware;
 
-use crate::boot::BootFirmware;
+use crate::BootError;
 
 /// As much of a disk's beginning as is looked at: a partition table of 128 entries on sectors of 4 KiB.
-pub(super) const HEAD_BYTES: u64 = 40 << 10;
+pub const HEAD_BYTES: u64 = 40 << 10;
 /// The type of an EFI system partition, as it lies on the disk.
 const EFI_SYSTEM: [u8; 16] =
     [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
@@ -26,17 +26,18 @@ const UEFI: [(&str, &str); 5] = [
 
 /// What the beginning of a disk tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub struct Head {
     /// Whether it has an EFI system partition.
-    pub(super) efi: bool,
+    pub efi: bool,
     /// Whether it has code for a BIOS.
-    pub(super) bios: bool,
+    pub bios: bool,
     /// The sectors that its partition table counts in.
-    pub(super) sector_bytes: u32,
+    pub sector_bytes: u32,
 }
 
 impl Head {
-    pub(super) fn of(head: &[u8]) -> Head {
+    /// Looks at the first [`HEAD_BYTES`] of a disk, or what there is of it.
+    pub fn of(head: &[u8]) -> Head {
         let mut found = Head { efi: false, bios: false, sector_bytes: 512 };
         let Some(mbr) = head.get(..512).filter(|mbr| mbr[510..] == [0x55, 0xaa]) else { return found };
         found.bios = mbr[..440].iter().any(|byte| *byte != 0);
@@ -59,29 +60,23 @@ impl Head {
     }
 
     /// What to start it with, and why.
-    pub(super) fn choose(self, wanted: BootFirmware) -> anyhow::Result<(bool, &'static str)> {
+    pub(crate) fn choose(self, wanted: BootFirmware) -> Result<(bool, &'static str), BootError> {
         Ok(match (wanted, self.efi, self.bios) {
             (BootFirmware::Uefi, ..) => (true, "as asked for"),
             (BootFirmware::Bios, ..) => (false, "as asked for"),
             (BootFirmware::Auto, true, _) => (true, "there is an EFI system partition"),
             (BootFirmware::Auto, false, true) => (false, "there is boot code and no EFI system partition"),
-            (BootFirmware::Auto, false, false) => bail!(
-                "boot the first volume: it has neither an EFI system partition nor boot code; name the volume that the \
-                 machine starts from first, or choose with --firmware"
-            ),
+            (BootFirmware::Auto, false, false) => return Err(BootError::NothingToStart),
         })
     }
 }
 
 /// UEFI's code, and a copy of its variables for this machine alone.
-pub(super) fn uefi(dir: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+pub(crate) fn uefi(dir: &Path) -> Result<(PathBuf, PathBuf), BootError> {
     let found = UEFI.iter().find(|(code, vars)| Path::new(code).exists() && Path::new(vars).exists());
-    let (code, vars) = found.context(
-        "boot with UEFI: no firmware for virtual machines was found; install ovmf (Debian) or edk2-ovmf, or try \
-         --firmware bios",
-    )?;
+    let (code, vars) = found.ok_or(BootError::NoFirmware)?;
     let copy = dir.join("uefi-variables.fd");
-    std::fs::copy(vars, &copy).with_context(|| format!("copy {vars}"))?;
+    std::fs::copy(vars, &copy).map_err(BootError::io(format!("copy {vars}")))?;
     Ok((PathBuf::from(code), copy))
 }
 
