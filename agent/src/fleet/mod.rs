@@ -182,6 +182,23 @@ impl FleetConfig {
             limits.insert("schedule".into(), windows.collect::<Vec<_>>().into());
         }
 
+        if let Some(windows) = &policy.resync_windows {
+            let resync = section(&mut table, "resync")?;
+            resync.remove("time_zone");
+            if let Some(zone) = &policy.time_zone {
+                resync.insert("time_zone".into(), zone.clone().into());
+            }
+            let windows = windows.iter().map(|hours| {
+                let mut table = Table::new();
+                let days: Vec<Value> = hours.days.iter().map(|day| day.clone().into()).collect();
+                table.insert("days".into(), days.into());
+                table.insert("from".into(), hours.from.clone().into());
+                table.insert("to".into(), hours.to.clone().into());
+                Value::from(table)
+            });
+            resync.insert("window".into(), windows.collect::<Vec<_>>().into());
+        }
+
         let volumes = protection.volumes.iter().map(|volume| {
             let mut table = Table::new();
             table.insert("name".into(), volume.name.clone().into());
@@ -484,6 +501,13 @@ mod tests {
         );
         assert_eq!((made.limits.bandwidth_bytes_s, made.limits.cpu_percent), (None, Some(50)));
         assert_eq!(made.limits.schedule.len(), 1);
+        assert_eq!(made.resync.window.len(), 2, "as without a policy");
+        protection.policy.resync_windows = Some(vec!["sat sun 02:00-03:00".parse().unwrap()]);
+        let resync = config.with(&protection).unwrap().resync;
+        assert_eq!((resync.window.len(), resync.window[0].days.len()), (1, 2));
+        assert_eq!((resync.time_zone.as_deref(), resync.dirty_percent), (Some("UTC"), 50));
+        protection.policy.resync_windows = Some(Vec::new());
+        assert!(config.with(&protection).unwrap().resync.window.is_empty(), "at any time");
         assert!(made.agent.group_key.ends_with("state/group.key"));
     }
 

@@ -3,7 +3,7 @@
 use axum::extract::Path;
 use axum::http::Method;
 use axum::response::Response;
-use control::fleet::{NewPolicy, Policy, PolicyInfo, ProofPolicy, RetentionRule, Role};
+use control::fleet::{NewPolicy, Policy, PolicyInfo, ProofPolicy, ResyncWindow, RetentionRule, Role};
 use maud::{Markup, html};
 
 use super::door::Visit;
@@ -57,6 +57,9 @@ fn ms(ms: u64) -> String {
     words::span(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
+/// No hours in particular.
+const ALWAYS: &str = "always";
+
 /// `36h`, in the largest unit that fits.
 fn length(seconds: u64) -> String {
     match seconds {
@@ -109,6 +112,8 @@ fn fields(name: &str, policy: &Policy) -> Markup {
             label { "What its serial console must say, a line each" textarea name="proof_expect" rows=(proof.expect.len()) maxlength="1700" spellcheck="false" { (proof.expect.join("\n")) } }
             label { "Within, in seconds" input name="proof_within_s" type="number" min="10" max="7200" value=(proof.within_s); }
         }
+        label { "Hours in which comparisons that became necessary may begin, a line each (empty: evenings and weekends, as the agents say)"
+            textarea name="resync_windows" rows="2" maxlength="4000" placeholder="mon tue wed thu fri 20:00-06:00, or always" spellcheck="false" { (hours(policy)) } }
         @if !policy.bandwidth_windows.is_empty() {
             p.quiet { (policy.bandwidth_windows.len()) " windows of the bandwidth schedule stay as they are; the API changes them." }
         }
@@ -133,10 +138,31 @@ fn read(form: &Form, base: Policy) -> Answer<NewPolicy> {
         space_bytes_max: form.optional("space_bytes_max")?,
         bandwidth_bytes_s: form.optional("bandwidth_bytes_s")?,
         cpu_percent: form.optional("cpu_percent")?,
+        resync_windows: read_hours(form.get("resync_windows"))?,
         proof: read_proof(form, base.proof)?,
         ..base
     };
     Ok(NewPolicy { name: form.value("name")?, policy })
+}
+
+/// The hours of a policy, a line each.
+fn hours(policy: &Policy) -> String {
+    match &policy.resync_windows {
+        None => String::new(),
+        Some(windows) if windows.is_empty() => ALWAYS.to_owned(),
+        Some(windows) => windows.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+fn read_hours(text: &str) -> Answer<Option<Vec<ResyncWindow>>> {
+    match text.trim() {
+        "" => Ok(None),
+        ALWAYS => Ok(Some(Vec::new())),
+        lines => {
+            let lines = lines.lines().map(str::trim).filter(|line| !line.is_empty());
+            lines.map(|line| line.parse().map_err(invalid)).collect::<Answer<_>>().map(Some)
+        }
+    }
 }
 
 /// What the form says of proofs; what it does not have stays. A form that says nothing of them leaves them as they are.
@@ -219,6 +245,11 @@ mod tests {
             assert_eq!(length(seconds), text);
             assert_eq!(read_length(text).unwrap(), seconds);
         }
+        for text in ["", ALWAYS, "18:00-08:00", "sat sun 00:00-00:00\nmon 22:00-06:00"] {
+            let policy = Policy { resync_windows: read_hours(text).unwrap(), ..Policy::default() };
+            assert_eq!(hours(&policy), text);
+        }
+        assert!(read_hours("at night").is_err());
         for wrong in ["", "d", "1", "1w", "-1d", "99999999999999999999d", "18446744073709551615d", "1é"] {
             assert!(read_length(wrong).is_err(), "{wrong}");
         }

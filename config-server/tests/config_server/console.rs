@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use control::fleet::{CheckIn, EnrolTokenInfo, PartRole, Role};
+use control::fleet::{CheckIn, EnrolTokenInfo, PartRole, PolicyInfo, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{ADMINISTRATOR, PASSWORD, Site, problem, site};
@@ -260,10 +260,37 @@ async fn a_policys_form_says_what_the_api_says() {
         ("all=36x", "36x"),
         ("all=30d&daily=1d", "follow each other"),
         ("all=1d&cpu_percent=1", "cpu_percent is 1"),
+        ("all=1d&resync_windows=at+night", "are no hours"),
+        ("all=1d&resync_windows=25:00-26:00", "no time of day"),
+        ("all=1d&proof_every=1m", "every_s of the proof is 60"),
     ] {
         let got = admin.post("/policies", &form(more)).await;
         assert!(got.status == 422 && got.body.contains(named), "{more}: {got:?}");
     }
+
+    // Proofs and hours come back as they were typed; what the form does not say of them stays.
+    let operator = site.administrator().await;
+    let policies: Vec<PolicyInfo> = operator.get("/policies").await.unwrap();
+    let gold = policies.iter().find(|policy| policy.name.as_str() == "gold").unwrap();
+    assert_eq!((&gold.policy.proof, &gold.policy.resync_windows), (&None, &None));
+    let page = format!("/policies/{}", gold.id);
+    let said = "all=36h&daily=30d&proof_every=7d&proof_expect=up%0D%0Arunning&proof_within_s=90\
+                &resync_windows=sat+sun+00:00-00:00%0D%0A22:00-06:00";
+    assert_eq!(admin.post(&page, &form(said)).await.status, 303);
+    let gold: PolicyInfo = operator.get(&page).await.unwrap();
+    let proof = gold.policy.proof.unwrap();
+    assert_eq!(
+        (proof.every_s, proof.expect, proof.within_s),
+        (604_800, vec!["up".into(), "running".into()], 90)
+    );
+    assert_eq!(gold.policy.resync_windows.unwrap().len(), 2);
+    let shown = admin.get(&page).await.body;
+    assert!(shown.contains("value=\"7d\"") && shown.contains("sat sun 00:00-00:00\n22:00-06:00"), "{shown}");
+    let got = admin.post(&page, &form("all=36h&daily=30d&resync_windows=always")).await;
+    assert_eq!(got.status, 303, "{got:?}");
+    let gold: PolicyInfo = operator.get(&page).await.unwrap();
+    assert_eq!(gold.policy.resync_windows, Some(Vec::new()));
+    assert!(gold.policy.proof.is_some());
 }
 
 /// Recovery points are a target's to tell, and few of them.

@@ -95,7 +95,7 @@ enum GroupCommand {
     /// Start a machine on a point at its target, and look whether it comes up
     #[command(after_help = "Examples:
   seawall group prove web --watch
-  seawall group prove web --point application --expect 'Reached target multi-user.target' --within 15m --watch
+  seawall group prove web --point application --expect multi-user.target --within 15m --watch
 
 The machine runs on overlays and without a network; replication goes on, and nothing of it stays but the time that it took, which the
 group shows. What is not said is as the group's policy says; a policy can ask for proofs regularly:

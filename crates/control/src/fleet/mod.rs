@@ -72,7 +72,7 @@ pub use lifecycle::{
 pub use plan::{NewPlan, Plan, PlanInfo, PlanRun, RunMode};
 pub use policy::{
     BandwidthWindow, NewPolicy, Policy, PolicyError, PolicyInfo, RETENTION_RULES_MAX, RPO_S_MAX,
-    RetentionRule, WINDOWS_MAX,
+    ResyncWindow, RetentionRule, WINDOWS_MAX,
 };
 pub use problem::{Problem, ProblemCode};
 pub use proof::{BootBus, BootFirmware, PROOF_TEXT_CHARS_MAX, PROOF_TEXTS_MAX, ProofPolicy, StartProof};

@@ -58,6 +58,11 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 64)]
     pub bandwidth_windows: Vec<BandwidthWindow>,
+    /// Hours in which comparisons that became necessary by themselves may begin; at any time when empty; as the agent's own configuration
+    /// says (evenings and weekends) when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 64)]
+    pub resync_windows: Option<Vec<ResyncWindow>>,
     /// Of the windows, as in `Europe/Berlin`; the machine's own when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 64, pattern = "^[A-Za-z0-9_+/-]{1,64}$")]
@@ -114,6 +119,44 @@ pub struct BandwidthWindow {
     pub bandwidth_bytes_s: Option<u64>,
 }
 
+/// Hours of some days.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResyncWindow {
+    /// Days on which they begin (mon, tue, ...); every day when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 7)]
+    pub days: Vec<String>,
+    /// When they begin, as in `18:00`.
+    #[schema(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+    pub from: String,
+    /// When they end; on the next day if that is not after `from`.
+    #[schema(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+    pub to: String,
+}
+
+impl std::fmt::Display for ResyncWindow {
+    /// As in `sat sun 00:00-00:00`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.days.iter().try_for_each(|day| write!(f, "{day} "))?;
+        write!(f, "{}-{}", self.from, self.to)
+    }
+}
+
+impl std::str::FromStr for ResyncWindow {
+    type Err = String;
+
+    /// Reads what is displayed. Whether days and times are some is the policy's to check.
+    fn from_str(text: &str) -> Result<ResyncWindow, String> {
+        let mut words: Vec<&str> = text.split_whitespace().collect();
+        let hours = words.pop().and_then(|hours| hours.split_once('-'));
+        let (from, to) =
+            hours.ok_or_else(|| format!("{text:?} are no hours; write them as in mon tue 18:00-08:00"))?;
+        let days = words.into_iter().map(str::to_owned).collect();
+        Ok(ResyncWindow { days, from: from.to_owned(), to: to.to_owned() })
+    }
+}
+
 /// What is wrong with a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyError(pub String);
@@ -144,6 +187,7 @@ impl Default for Policy {
             space_bytes_max: None,
             bandwidth_bytes_s: None,
             bandwidth_windows: Vec::new(),
+            resync_windows: None,
             time_zone: None,
             cpu_percent: None,
             ring_bytes: None,
@@ -189,23 +233,24 @@ impl Policy {
                 "space_bytes_max is {bad}, expected 1 to {BYTES_MAX}; leave it out for no limit"
             ));
         }
-        if self.bandwidth_windows.len() > WINDOWS_MAX {
-            return refuse(format!(
-                "bandwidth_windows has {} entries, at most {WINDOWS_MAX} go",
-                self.bandwidth_windows.len()
-            ));
-        }
-        for window in &self.bandwidth_windows {
-            for time in [&window.from, &window.to] {
-                if !is_time_of_day(time) {
-                    return refuse(format!("{time:?} is no time of day; write it as 08:00"));
-                }
+        let resync = self.resync_windows.as_deref().unwrap_or_default();
+        for (name, count) in
+            [("bandwidth_windows", self.bandwidth_windows.len()), ("resync_windows", resync.len())]
+        {
+            if count > WINDOWS_MAX {
+                return refuse(format!("{name} has {count} entries, at most {WINDOWS_MAX} go"));
             }
-            let unknown = window.days.iter().find(|day| !DAYS.contains(&day.as_str()));
-            if let Some(day) = unknown {
+        }
+        let windows = self.bandwidth_windows.iter().map(|window| (&window.days, [&window.from, &window.to]));
+        for (days, times) in windows.chain(resync.iter().map(|hours| (&hours.days, [&hours.from, &hours.to])))
+        {
+            if let Some(time) = times.into_iter().find(|time| !is_time_of_day(time)) {
+                return refuse(format!("{time:?} is no time of day; write it as 08:00"));
+            }
+            if let Some(day) = days.iter().find(|day| !DAYS.contains(&day.as_str())) {
                 return refuse(format!("{day:?} is no day; write mon, tue, wed, thu, fri, sat or sun"));
             }
-            if window.days.len() > DAYS.len() {
+            if days.len() > DAYS.len() {
                 return refuse("a window names more days than a week has".to_owned());
             }
         }
@@ -393,9 +438,27 @@ mod tests {
             (window("24:00", &[]), "24:00"),
             (window("08:00", &["son"]), "son"),
         ] {
+            let hours =
+                ResyncWindow { days: window.days.clone(), from: window.from.clone(), to: window.to.clone() };
             let policy = Policy { bandwidth_windows: vec![window], ..Policy::default() };
             assert!(policy.check().unwrap_err().to_string().contains(named));
+            let policy = Policy { resync_windows: Some(vec![hours]), ..Policy::default() };
+            assert!(policy.check().unwrap_err().to_string().contains(named));
         }
+        bad(
+            |policy| policy.resync_windows = Some(vec!["18:00-08:00".parse().unwrap(); 65]),
+            "resync_windows has 65",
+        );
+    }
+
+    #[test]
+    fn hours_are_read_as_they_are_written() {
+        for text in ["18:00-08:00", "sat sun 00:00-00:00"] {
+            let hours: ResyncWindow = text.parse().unwrap();
+            assert_eq!(hours.to_string(), text);
+            Policy { resync_windows: Some(vec![hours]), ..Policy::default() }.check().unwrap();
+        }
+        assert!("".parse::<ResyncWindow>().is_err() && "mon 18:00".parse::<ResyncWindow>().is_err());
     }
 
     #[test]
