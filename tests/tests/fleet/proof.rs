@@ -69,7 +69,7 @@ async fn a_machine_is_proven_to_come_up() {
     );
     let console =
         find(&fleet.base.path().join("dr/data").join(group.id.to_string()), "proof-console").unwrap();
-    assert!(std::fs::read_to_string(console).unwrap().contains("not syncing"));
+    assert!(std::fs::read_to_string(console).unwrap().contains("Kernel panic"));
     assert_eq!(fleet.group(&group).await.proof, Some(proof.clone()), "the last that came up stays");
     replicated(&fleet, &web, &group).await;
 
